@@ -1,0 +1,118 @@
+"""What a model family is, and the seam through which any engine runs one.
+
+`names()` lists the files of `mmchat/families`; `load(name)` imports one and returns its record. Nothing else knows a family's name.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmchat.dialect import Grounded, Scene
+from mmchat.geometry import Box, Frame, Place, Region
+from mmchat.prompt import Piece
+
+
+class Dialect(Protocol):
+    """What `dialect.Marks` and `dialect.Json` both are."""
+
+    def write(self, places: tuple[Place, ...], phrase: str | None = None, scene: Scene = ...) -> str: ...
+    def read(self, text: str, scene: Scene = ..., final: bool = True) -> Grounded: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family as data. `frame(config)` and `build(config)` take the checkpoint's own config.json as a dict.
+
+    `mention(number, region, dialect, scene)` gives the pieces that stand where the user wrote @number.
+    `keys` are ordered (pattern, replacement) pairs from published parameter names to ours; `drop` patterns name what a checkpoint may
+    hold beyond the model; `fold(state)` joins tensors where two become one. `dwarf` is a config.json of two thin layers.
+    """
+
+    name: str
+    title: str
+    about: str
+    template: Any  # prompt.Template
+    dialect: Dialect
+    frame: Callable[[Mapping[str, Any]], Frame]
+    build: Callable[[Mapping[str, Any]], Any]  # -> nets.model.Model
+    mention: Callable[[int, Region, Dialect, Scene], tuple[Piece, ...]]
+    dwarf: Mapping[str, Any]
+    keys: tuple[tuple[str, str], ...] = ()
+    drop: tuple[str, ...] = ()
+    fold: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    takes: frozenset[str] = frozenset({"box"})  # "box", "point", "scribble", "mask", "several pictures"
+    keep: tuple[str, ...] = ()  # full module paths never quantised
+    heats: tuple[str, ...] = ()  # kinds of heat map this family can give
+    licence: str = ""
+    procedure: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how freely a model may speak. temperature 0 is greedy."""
+
+    new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What an engine keeps of pictures it has seen. Candidates are in the unit square of the fitted picture; user regions come first.
+
+    `regions` counts how many of the first candidates are the user's. `content` belongs to the engine alone.
+    """
+
+    key: str
+    candidates: tuple[Box, ...] = ()
+    regions: int = 0
+    content: Any = None
+    encoder_runs: int = 0
+
+
+@dataclass(frozen=True)
+class Said:
+    """The text so far. `pieces`: (start, end, probability) of each token in it. `candidates` replaces the sight's where a head gave them."""
+
+    text: str
+    pieces: tuple[tuple[int, int, float], ...] = ()
+    candidates: tuple[Box, ...] | None = None
+    done: bool = False
+    counters: Mapping[str, int] = field(default_factory=dict)  # prefilled_tokens, new_tokens
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A small heat map over the fitted picture: float32 [h, w] in 0..1, or [h, w, 3] for colours; and one sentence of what it shows."""
+
+    kind: str
+    map: np.ndarray
+    note: str
+
+
+class Engine(Protocol):
+    """Three functions and what the desk must know of the model behind them."""
+
+    family: Family
+    config: Mapping[str, Any]
+    precision: str
+
+    def see(self, pictures: tuple[np.ndarray, ...], regions: tuple[Region, ...]) -> Sight: ...
+    def speak(self, prompt: tuple[Piece, ...], sight: Sight, limits: Limits) -> Iterator[Said]: ...
+    def trace(self, prompt: tuple[Piece, ...], text: str, sight: Sight, want: str, about: Region | str | None = None) -> Trace: ...
+    def close(self) -> None: ...
+
+
+def names() -> tuple[str, ...]:
+    """The families there are, alphabetically."""
+    raise NotImplementedError
+
+
+def load(name: str) -> Family:
+    """The family of that name; ValueError with the known names otherwise."""
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Torch blocks that two families or more share."""
