@@ -1,6 +1,8 @@
 """A talk becomes words and slots. Prompts are built from pieces and never searched for marks: what a user types stays text."""
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,3 +29,158 @@ class Slot:
 
 
 Piece = str | Slot
+Mention = Callable[[int, Region], tuple[Piece, ...]]
+
+_FIELD = re.compile(r"\{(text|image|clue|candidates)\}")
+_MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A way of asking that the model was trained on. `pattern` holds {text}: the user's words, or the regions where it needs one.
+
+    `needs`: "" nothing (the user may leave the text empty), "phrase" words, "region" a drawn region.
+    """
+
+    name: str
+    label: str
+    pattern: str = "{text}"
+    needs: Literal["", "phrase", "region"] = "phrase"
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a family lays out a talk: patterns, not code.
+
+    `user` and `assistant` hold {text}; `first` stands in for `user` in the first turn of the talk (a system text inside it, no separator
+    before it). A prompt that ends with a user's turn ends with what stands before {text} in `assistant`, less spaces: the answer's first
+    token brings its own; `opening` overrides that. `image` says how each picture of a turn stands to the turn's text: what is before
+    {text} goes in front of it, picture by picture, the rest behind. {clue} and {candidates} put in their slots.
+    `assistant` None: a form for one question only, that cannot hold an answer.
+    `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in front of it).
+    """
+
+    system: str = ""
+    user: str = "{text}"
+    assistant: str | None = "{text}"
+    image: str = "{image}\n{text}"
+    first: str | None = None
+    opening: str | None = None
+    stop: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = (Task("free", "Ask freely"),)
+    dummy_space: bool = True
+
+    def task(self, name: str) -> Task:
+        """The task of that name; ValueError with the known ones otherwise."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ValueError(f"no task {name!r} here: choose one of {', '.join(task.name for task in self.tasks)}")
+
+    def render(self, turns: Sequence[Turn], mention: Mention, task: str | None = None) -> tuple[Piece, ...]:
+        """The whole talk as pieces. `mention(number, region)` gives what stands for @number; `task` wraps the last user turn."""
+        regions = [region for turn in turns for region in turn.regions]
+        last = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
+        seen, messages = 0, []
+        for index, turn in enumerate(turns):
+            text = turn.text
+            if task is not None and index == last:
+                numbers = range(seen + 1, seen + 1 + len(turn.regions))
+                text = _asked(self.task(task), text, numbers or range(1, len(regions) + 1), len(regions))
+            seen += len(turn.regions)
+            # A model's earlier answer is fed back as it was: only the user's words can point at regions.
+            pieces = _mentioned(text, regions, mention) if turn.role == "user" else (text,)
+            messages.append((turn.role, self.beside(pieces, turn.images)))
+        return self.lay_out(messages)
+
+    def beside(self, text: tuple[Piece, ...], images: Sequence[int]) -> tuple[Piece, ...]:
+        """A turn's text with its pictures placed as `image` says."""
+        front, _, behind = self.image.partition("{text}")
+        before = [piece for index in images for piece in _filled(front, image=(Slot("image", index),))]
+        after = [piece for index in images for piece in _filled(behind, image=(Slot("image", index),))]
+        return joined((*before, *text, *after))
+
+    def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
+        """Messages (role, pieces) in this template's order; ends open for the model's answer when the last one is the user's.
+
+        An assistant's message without pieces counts as not yet said. ValueError where the template cannot hold an answer.
+        """
+        pieces: list[Piece] = [self.system]
+        open_end = False
+        for index, (role, text) in enumerate(messages):
+            if role == "user":
+                pattern = self.first if index == 0 and self.first is not None else self.user
+                words = "".join(piece for piece in text if isinstance(piece, str)).strip()
+                pieces += _filled(pattern, text=text, clue=(Slot("clue", 0, words),))
+                open_end = True
+            elif any(text):
+                if self.assistant is None:
+                    raise ValueError("this template holds one question and no answer: start a new talk or choose another template")
+                pieces += _filled(self.assistant, text=text)
+                open_end = False
+        if open_end:
+            pieces.append(self.cue())
+        return joined(pieces)
+
+    def cue(self) -> str:
+        """What a prompt ends with, so that the model answers next."""
+        if self.opening is not None:
+            return self.opening
+        return "" if self.assistant is None else self.assistant.partition("{text}")[0].rstrip(" ")
+
+
+def joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Neighbouring texts made one, empty ones left out."""
+    out: list[Piece] = []
+    for piece in pieces:
+        if isinstance(piece, str) and out and isinstance(out[-1], str):
+            out[-1] += piece
+        elif piece != "":
+            out.append(piece)
+    return tuple(out)
+
+
+def encode(pieces: Iterable[Piece], tokenize: Callable[[str], list[int]], start: Sequence[int] = ()) -> list[int | Slot]:
+    """Token ids with the slots between: every text is tokenized for itself (`tokenize` adds no special ids), `start` stands in front once."""
+    out: list[int | Slot] = list(start)
+    for piece in pieces:
+        out += [piece] if isinstance(piece, Slot) else tokenize(piece)
+    return out
+
+
+def _filled(pattern: str, **fields: tuple[Piece, ...]) -> list[Piece]:
+    """A pattern with its fields put in; a filling is never searched for fields again."""
+    fields.setdefault("candidates", (Slot("region", -1),))
+    out: list[Piece] = []
+    for index, part in enumerate(_FIELD.split(pattern)):
+        if index % 2 == 0:
+            out.append(part)
+        elif part in fields:
+            out += fields[part]
+        else:
+            raise ValueError(f"the pattern {pattern!r} names {{{part}}}, which this place of a template does not have")
+    return out
+
+
+def _asked(task: Task, text: str, own: range, known: int) -> str:
+    """The user's words in the task's pattern. Where it needs a region and no @number is said, this turn's own regions stand in."""
+    text = text.strip()
+    if task.needs == "region" and not any(1 <= int(number) <= known for number in _MENTION.findall(text)):
+        if not own:
+            raise ValueError(f"the task {task.label!r} is about a region: draw one first")
+        text = " ".join([*(f"@{number}" for number in own), *([text] if text else [])])
+    if task.needs == "phrase" and not text:
+        raise ValueError(f"the task {task.label!r} needs some words: write what to look for or ask")
+    return task.pattern.replace("{text}", text)
+
+
+def _mentioned(text: str, regions: Sequence[Region], mention: Mention) -> tuple[Piece, ...]:
+    """@1, @2 ... turned into what the family says for them; an @number that no region has stays text."""
+    out: list[Piece] = []
+    end = 0
+    for match in _MENTION.finditer(text):
+        number = int(match[1])
+        if 1 <= number <= len(regions):
+            out += [text[end : match.start()], *mention(number, regions[number - 1])]
+            end = match.end()
+    return joined((*out, text[end:]))
