@@ -1,29 +1,104 @@
 """Places on a picture, and the one object that fits a picture to a model and maps places in and back.
 
-Everywhere inside the program a place lives in the unit square of the *upright* original picture: x to the right, y down,
-(0, 0) the top left corner of the top left pixel, (1, 1) the bottom right corner of the last pixel. Pixels exist only at the
-program's edge (command line, page, export), model numbers only inside a dialect.
+Everywhere inside the program a place lives in the unit square of the *upright* original picture: x to the right, y
+down, (0, 0) the top left corner of the top left pixel, (1, 1) the bottom right corner of the last pixel. Pixels exist
+only at the program's edge (command line, page, export), model numbers only inside a dialect.
+
+numpy and PIL are imported where they are used: the dialects stand on this file and must be there in a fraction of a
+second.
 """
+
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from PIL import Image
+from mmchat.picture import PIXEL_LIMIT, open_image, short
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+__all__ = [
+    "Box", "Fit", "Frame", "Mask", "Pixels", "Place", "Placement", "Point", "Polygon", "Region", "Resample",
+    "clipped", "open_image", "outline", "region",
+]  # fmt: skip
 
 Pixels = tuple[float, float, float, float]
 Fit = Literal["squash", "pad", "pad_end", "crop"]
+Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+SQUARE_LIMIT = (
+    8192  # a longer picture is shrunk to this before it is padded: 1:40 at 100 megapixels would need a square of 12 GB
+)
+
+
+def _finite(*numbers: float) -> None:
+    for number in numbers:
+        if not math.isfinite(number):
+            raise ValueError(f"A place needs finite numbers, not {number}.")
 
 
 @dataclass(frozen=True)
 class Box:
-    """An axis-parallel rectangle, corners (x0, y0) and (x1, y1) in the unit square, x0 <= x1 and y0 <= y1 by construction of readers."""
+    """An axis-parallel rectangle with corners (x0, y0) and (x1, y1); readers make x0 <= x1 and y0 <= y1."""
 
     x0: float
     y0: float
     x1: float
     y1: float
+
+    def __post_init__(self) -> None:
+        # A sum is finite exactly if all four are, short of overflow: one look instead of four, as readers make
+        # thousands of boxes.
+        if not math.isfinite(self.x0 + self.y0 + self.x1 + self.y1):
+            _finite(self.x0, self.y0, self.x1, self.y1)
+
+    @property
+    def width(self) -> float:
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> float:
+        return self.y1 - self.y0
+
+    @property
+    def area(self) -> float:
+        """Of the unit square, in 0..1; 0 for a box with swapped corners."""
+        return max(0.0, self.width) * max(0.0, self.height)
+
+    @property
+    def centre(self) -> Point:
+        return Point((self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2)
+
+    def iou(self, other: Box) -> float:
+        """Intersection over union in 0..1; 0 where neither has an area."""
+        width = min(self.x1, other.x1) - max(self.x0, other.x0)
+        height = min(self.y1, other.y1) - max(self.y0, other.y0)
+        shared = max(0.0, width) * max(0.0, height)
+        union = self.area + other.area - shared
+        return shared / union if union > 0 else 0.0
+
+    def ordered(self) -> Box:
+        """The same two corners with x0 <= x1 and y0 <= y1."""
+        return Box(min(self.x0, self.x1), min(self.y0, self.y1), max(self.x0, self.x1), max(self.y0, self.y1))
+
+    def clipped(self) -> Box:
+        """Cut to the unit square; a box outside becomes a line or a point of its edge (area 0)."""
+        return Box(_unit(self.x0), _unit(self.y0), _unit(self.x1), _unit(self.y1))
+
+    def pixels(self, size: tuple[int, int]) -> Pixels:
+        """(x0, y0, x1, y1) in pixels of a picture of `size` (width, height), not rounded."""
+        return (self.x0 * size[0], self.y0 * size[1], self.x1 * size[0], self.y1 * size[1])
+
+    @staticmethod
+    def from_pixels(corners: Sequence[float], size: tuple[int, int]) -> Box:
+        """From (x0, y0, x1, y1) in pixels of a picture of `size` (width, height)."""
+        x0, y0, x1, y1 = corners
+        return Box(x0 / size[0], y0 / size[1], x1 / size[0], y1 / size[1])
 
 
 @dataclass(frozen=True)
@@ -33,6 +108,12 @@ class Point:
     x: float
     y: float
 
+    def __post_init__(self) -> None:
+        _finite(self.x, self.y)
+
+    def clipped(self) -> Point:
+        return Point(_unit(self.x), _unit(self.y))
+
 
 @dataclass(frozen=True)
 class Polygon:
@@ -40,26 +121,190 @@ class Polygon:
 
     points: tuple[Point, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.points) < 3:
+            raise ValueError(f"A polygon needs three points or more, not {len(self.points)}.")
 
-Place = Box | Point | Polygon
+    def clipped(self) -> Polygon:
+        return Polygon(tuple(point.clipped() for point in self.points))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A bitmap over the whole unit square: `size` (width, height) cells, row by row, as run lengths, zeros first."""
+
+    size: tuple[int, int]
+    runs: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        cells = self.size[0] * self.size[1]
+        if min(self.size) < 1 or min(self.runs, default=0) < 0 or sum(self.runs) != cells:
+            raise ValueError(
+                f"The run lengths of a {self.size[0]} x {self.size[1]} mask must be at least 0 and add up to {cells}."
+            )
+
+    def array(self) -> np.ndarray:
+        """bool [height, width]."""
+        import numpy as np  # kept off the path of the dialects
+
+        cells = np.repeat(np.arange(len(self.runs)) % 2 == 1, np.asarray(self.runs, dtype=np.int64))
+        return cells.reshape(self.size[1], self.size[0])
+
+    @staticmethod
+    def from_array(array: np.ndarray) -> Mask:
+        """From an array [height, width]; what is not 0 belongs to the mask."""
+        import numpy as np  # kept off the path of the dialects
+
+        cells = np.asarray(array).astype(bool)
+        flat = cells.ravel()
+        edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
+        runs = np.diff(edges).tolist()
+        return Mask((cells.shape[1], cells.shape[0]), tuple([0, *runs] if flat[0] else runs))
+
+    @property
+    def box(self) -> Box:
+        """The smallest box around the mask; of no area at the top left where the mask is empty."""
+        cells = self.array()
+        columns, rows = cells.any(axis=0).nonzero()[0], cells.any(axis=1).nonzero()[0]
+        if not len(columns):
+            return Box(0.0, 0.0, 0.0, 0.0)
+        width, height = self.size
+        return Box(
+            float(columns[0]) / width,
+            float(rows[0]) / height,
+            (float(columns[-1]) + 1) / width,
+            (float(rows[-1]) + 1) / height,
+        )
+
+
+Place = Box | Point | Polygon | Mask
+
+
+def outline(place: Place) -> Box:
+    """The smallest box that holds a place."""
+    if isinstance(place, Box):
+        return place
+    if isinstance(place, Mask):
+        return place.box
+    points = (place,) if isinstance(place, Point) else place.points
+    return Box(min(p.x for p in points), min(p.y for p in points), max(p.x for p in points), max(p.y for p in points))
+
+
+def clipped(place: Place) -> Place:
+    """A place cut to the unit square, corner by corner."""
+    return place if isinstance(place, Mask) else place.clipped()
 
 
 @dataclass(frozen=True)
 class Region:
-    """What a user drew: a kind, its bounding box, and for the other kinds the points; `image` counts the talk's pictures from 0."""
+    """What a user drew: kind, bounding box, for other kinds the points; `image` counts the talk's pictures from 0.
+
+    The box of a point has no area. `region` makes one from what a client sends and says what is wrong with it.
+    """
 
     kind: Literal["box", "point", "scribble", "polygon", "mask"]
     box: Box
     points: tuple[Point, ...] = ()
-    mask: tuple[int, ...] | None = None  # run lengths of a row-major mask, zeros first
+    mask: Mask | None = None
     image: int = 0
+
+    @property
+    def place(self) -> Place:
+        """What was drawn, as a place (a scribble: the box around it)."""
+        if self.kind == "point":
+            return self.points[0]
+        if self.kind == "polygon":
+            return Polygon(self.points)
+        return self.mask if self.kind == "mask" and self.mask is not None else self.box
+
+
+def region(data: Mapping[str, Any], number: int = 1) -> Region:
+    """A region from client data: {"kind", "box": [x0, y0, x1, y1] | "points": [[x, y], ...] | "mask": {...}, "image"}.
+
+    Numbers are in the unit square of the upright picture; what sticks out is cut off, corners may come in any order.
+    ValueError with one sentence that names the region by `number` where nothing usable remains.
+    """
+    name = f"Region {number}"
+    kind, image = data.get("kind", "box"), data.get("image", 0)
+    if not isinstance(image, int) or isinstance(image, bool) or image < 0:
+        raise ValueError(f"{name} must name its picture by a number from 0, not {image!r}.")
+    if kind == "box":
+        box = Box(*_numbers(data.get("box"), 4, name)).ordered().clipped()
+        if box.area <= 0:
+            raise ValueError(
+                f"{name} has no area inside the picture: draw a box with width and height that lies on the picture."
+            )
+        return Region("box", box, image=image)
+    if kind == "mask":
+        given = data.get("mask")
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                f'{name} is a mask and needs "mask" with "size" (width, height) and "runs" (run lengths, zeros first).'
+            )
+        mask = _mask(given, name)
+        if mask.box.area <= 0:
+            raise ValueError(f"{name} is an empty mask: mark at least one cell.")
+        return Region("mask", mask.box, mask=mask, image=image)
+    least = {"point": 1, "scribble": 1, "polygon": 3}.get(kind) if isinstance(kind, str) else None
+    if least is None:
+        raise ValueError(f"{name} has the unknown kind {kind!r}: it must be box, point, scribble, polygon or mask.")
+    given = data.get("points")
+    if (
+        not isinstance(given, Sequence)
+        or isinstance(given, str)
+        or len(given) < least
+        or (kind == "point" and len(given) != 1)
+    ):
+        raise ValueError(
+            f'{name} is a {kind} and needs "points" [x, y]: {"one" if kind == "point" else f"{least} or more"}.'
+        )
+    points = tuple(Point(*_numbers(pair, 2, name)) for pair in given)
+    if not any(0 <= point.x <= 1 and 0 <= point.y <= 1 for point in points):
+        raise ValueError(f"{name} lies outside the picture: draw it on the picture.")
+    points = tuple(point.clipped() for point in points)
+    box = (
+        outline(Polygon(points))
+        if len(points) > 2
+        else Box.ordered(Box(points[0].x, points[0].y, points[-1].x, points[-1].y))
+    )
+    if kind == "polygon" and box.area <= 0:
+        raise ValueError(f"{name} has no area inside the picture: draw an outline that lies on the picture.")
+    return Region(kind, box, points, image=image)
+
+
+def _numbers(given: Any, count: int, name: str) -> tuple[float, ...]:
+    wanted = "four numbers [x0, y0, x1, y1]" if count == 4 else "two numbers [x, y]"
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
+        raise ValueError(f"{name} needs {wanted}, not {short(given)}.")
+    for number in given:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"{name} needs {wanted}, all finite, not {short(given)}.")
+    return tuple(float(number) for number in given)
+
+
+def _mask(given: Mapping[str, Any], name: str) -> Mask:
+    size, runs = given.get("size"), given.get("runs")
+    lists = isinstance(size, Sequence) and isinstance(runs, Sequence) and not isinstance(runs, str) and len(size) == 2
+    if not lists or not all(type(number) is int for number in chain(size, runs)) or size[0] * size[1] > PIXEL_LIMIT:
+        raise ValueError(
+            f'{name} needs a mask of whole numbers: "size" (width, height) of at most {PIXEL_LIMIT} cells and "runs".'
+        )
+    try:
+        return Mask((size[0], size[1]), tuple(runs))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _unit(number: float) -> float:
+    return 0.0 if number < 0 else 1.0 if number > 1 else number
 
 
 @dataclass(frozen=True)
 class Placement:
     """Where the upright original lies in the fitted picture: a scale and an offset per axis, in unit squares.
 
-    `size` (width, height) of the original in pixels, `fitted` of the fitted picture.
+    `size` (width, height) of the original in pixels, `fitted` of the fitted picture. A place p of the original's unit
+    square lies at p * scale + offset of the fitted one's.
     """
 
     size: tuple[int, int]
@@ -69,18 +314,48 @@ class Placement:
 
     def into(self, place: Place) -> Place:
         """From the unit square of the original to that of the fitted picture."""
-        raise NotImplementedError
+        (sx, sy), (ox, oy) = self.scale, self.offset
+        return _moved(place, lambda x: x * sx + ox, lambda y: y * sy + oy, self.back, self.fitted)
 
     def back(self, place: Place) -> Place:
         """From the unit square of the fitted picture to that of the original (not clipped)."""
-        raise NotImplementedError
+        (sx, sy), (ox, oy) = self.scale, self.offset
+        return _moved(place, lambda x: (x - ox) / sx, lambda y: (y - oy) / sy, self.into, self.size)
+
+
+def _moved(
+    place: Place,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    inverse: Callable[[Place], Place],
+    size: tuple[int, int],
+) -> Place:
+    """A place under the map (x, y). A mask is sampled at the target's cell centres through the `inverse` map."""
+    if isinstance(place, Box):
+        return Box(x(place.x0), y(place.y0), x(place.x1), y(place.y1))
+    if isinstance(place, Point):
+        return Point(x(place.x), y(place.y))
+    if isinstance(place, Polygon):
+        return Polygon(tuple(Point(x(point.x), y(point.y)) for point in place.points))
+    import numpy as np  # only masks need it; kept off the path of the dialects
+
+    (width, height), (cells_x, cells_y) = size, place.size
+    # The map is the same straight line for every cell, so two of its points give it: no call per cell.
+    low, high = inverse(Point(0.0, 0.0)), inverse(Point(1.0, 1.0))
+    across = np.floor((low.x + (np.arange(width) + 0.5) / width * (high.x - low.x)) * cells_x).astype(np.int64)
+    down = np.floor((low.y + (np.arange(height) + 0.5) / height * (high.y - low.y)) * cells_y).astype(np.int64)
+    source = place.array()[np.clip(down, 0, cells_y - 1)][:, np.clip(across, 0, cells_x - 1)]
+    inside = ((down >= 0) & (down < cells_y))[:, None] & ((across >= 0) & (across < cells_x))[None, :]
+    return Mask.from_array(source & inside)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How a model wants its picture: side in pixels, way of fitting, fill colour, normalisation.
+    """How a model wants its picture: side in pixels, way of fitting, fill colour, normalisation, resampling.
 
-    `fit` returns the picture as float32 [3, side, side], RGB, (value / 255 - mean) / std, and its Placement.
+    `squash` ignores the shape; `pad` centres the picture in a square (offset rounded down) and resizes that; `pad_end`
+    puts it at the top left; `crop` brings the short side to `side` and keeps the middle. Steps and rounding are those
+    of CLIPImageProcessor and LLaVA's expand2square, on 8-bit values, with PIL's antialiased filters.
     """
 
     side: int
@@ -88,11 +363,63 @@ class Frame:
     fill: tuple[int, int, int] = (122, 116, 104)
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    resample: Resample = "bicubic"
 
     def fit(self, image: Image.Image) -> tuple[np.ndarray, Placement]:
-        raise NotImplementedError
+        """An upright RGB picture as float32 [3, side, side], RGB, (value / 255 - mean) / std, and its Placement."""
+        import numpy as np  # kept off the path of the dialects
 
+        picture, placement = self.fitted(image)
+        values = (np.asarray(picture) * (1 / 255)).astype(np.float32)
+        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(values.transpose(2, 0, 1)), placement
 
-def open_image(source: object) -> Image.Image:
-    """A path, bytes, file object or PIL picture as upright RGB; ValueError with cause and remedy for what is no usable picture."""
-    raise NotImplementedError
+    def fitted(self, image: Image.Image) -> tuple[Image.Image, Placement]:
+        """An upright RGB picture as the model's square, still 8-bit, and its Placement."""
+        from PIL import Image  # kept off the path of the dialects
+
+        placement = self.place(image.size)
+        square, filter_ = (self.side, self.side), Image.Resampling[self.resample.upper()]
+        if self.way == "squash":
+            return image.resize(square, filter_), placement
+        if self.way == "crop":
+            return self._cropped(image, placement, filter_), placement
+        inner, side, left, top = self._square(image.size)
+        canvas = Image.new("RGB", (side, side), self.fill)
+        canvas.paste(image if inner == image.size else image.resize(inner, filter_), (left, top))
+        return canvas if side == self.side else canvas.resize(square, filter_), placement
+
+    def place(self, size: tuple[int, int]) -> Placement:
+        """Where a picture of `size` (width, height) would lie; needs no picture."""
+        fitted = (self.side, self.side)
+        if self.way == "squash":
+            return Placement(size, fitted, (1.0, 1.0), (0.0, 0.0))
+        if self.way == "crop":
+            short = min(size)
+            width, height = (int(self.side * length / short) for length in size)
+            left, top = (width - self.side) // 2, (height - self.side) // 2
+            return Placement(
+                size, fitted, (width / self.side, height / self.side), (-left / self.side, -top / self.side)
+            )
+        (width, height), side, left, top = self._square(size)
+        return Placement(size, fitted, (width / side, height / side), (left / side, top / side))
+
+    def _square(self, size: tuple[int, int]) -> tuple[tuple[int, int], int, int, int]:
+        """Size of the picture inside the square, side of that square before resizing, offset from left and top."""
+        width, height = size
+        side = max(size)
+        if side > SQUARE_LIMIT:
+            width, height = (max(1, round(length * SQUARE_LIMIT / side)) for length in size)
+            side = SQUARE_LIMIT
+        middle = self.way == "pad"
+        return (width, height), side, (side - width) // 2 if middle else 0, (side - height) // 2 if middle else 0
+
+    def _cropped(self, image: Image.Image, placement: Placement, filter_: Image.Resampling) -> Image.Image:
+        width, height = (round(scale * self.side) for scale in placement.scale)
+        left, top = (round(-offset * self.side) for offset in placement.offset)
+        if max(width, height) <= 16 * self.side:
+            return image.resize((width, height), filter_).crop((left, top, left + self.side, top + self.side))
+        # A thread of a picture, 1 : 1000 say, would grow to gigabytes: resize only the part that is kept.
+        across, down = image.width / width, image.height / height
+        kept = (left * across, top * down, (left + self.side) * across, (top + self.side) * down)
+        return image.resize((self.side, self.side), filter_, box=kept)
