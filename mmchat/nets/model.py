@@ -1,0 +1,149 @@
+"""Model: a checkpoint's parts in named slots, most of them empty, and the torch half of see and speak written once over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+Tokenize = Callable[[str], list[int]]
+
+
+class SlotLike(Protocol):
+    """What `fill` reads of a prompt's slot: "image" index, "region" index (-1: every candidate), "clue" about `text`."""
+
+    kind: str
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What depends on the pictures alone: the dear part of seeing, kept while only the drawn regions change.
+
+    `vectors` [B, T, C] stand for the pictures in the language model (None where the model makes them otherwise).
+    `levels` are feature maps [B, c, h, w] for heat maps and region features, in the order in which they were computed; names are
+    shown to users: "before fuser", "after fuser", "vision", "bridge".
+    `kept` is the family's own.
+    """
+
+    vectors: torch.Tensor | None
+    levels: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    kept: Any = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures and regions as the language model takes them.
+
+    `images`: vectors [T, C] of each picture. `candidates` [n, 4]: boxes x0, y0, x1, y1 in the unit square of the fitted picture, the
+    user's regions first and in the user's order; `owners` [n]: which picture each lies on; `regions` [n, C] (or [n, k, C]): their
+    vectors, None where the family has none. `levels` and `kept` as in `Encoded`.
+    """
+
+    images: tuple[torch.Tensor, ...]
+    candidates: torch.Tensor
+    owners: torch.Tensor
+    regions: torch.Tensor | None = None
+    levels: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    kept: Any = None
+
+
+class Model(nn.Module):
+    """Slots: `vision` (pictures -> levels), `bridge` (levels -> vectors), `language` (a causal language model of transformers that
+    takes inputs_embeds); where a family has them `regions` (levels, boxes, owners -> vectors), `proposer` (levels -> boxes [n, 4],
+    owners [n]) and `head`. A family with another order overrides `encode`, `gather` or `fill` in its own file.
+    """
+
+    def __init__(
+        self,
+        language: nn.Module,
+        vision: nn.Module | None = None,
+        bridge: nn.Module | None = None,
+        regions: nn.Module | None = None,
+        proposer: nn.Module | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.vision, self.bridge, self.language = vision, bridge, language
+        self.regions, self.proposer, self.head = regions, proposer, head
+
+    def see(
+        self, pixels: torch.Tensor, boxes: torch.Tensor | None = None, owners: torch.Tensor | None = None
+    ) -> Seen:
+        """pixels [B, 3, H, W], normalised as the family's frame does; boxes [n, 4] in the fitted unit square, owners [n] (picture 0
+        by default) -> what the language model takes. `encode` and `gather` in one."""
+        return self.gather(self.encode(pixels), boxes, owners)
+
+    def encode(self, pixels: torch.Tensor) -> Encoded:
+        """Run everything that depends on the pictures alone. pixels [B, 3, H, W]."""
+        assert self.vision is not None and self.bridge is not None, "a model without eyes must override encode"
+        levels = self.vision(pixels)
+        vectors = self.bridge(levels)
+        named = {"vision": levels[-1], "bridge": vectors}
+        return Encoded(vectors, {name: as_map(level) for name, level in named.items() if is_square(level)})
+
+    def gather(
+        self, encoded: Encoded, boxes: torch.Tensor | None = None, owners: torch.Tensor | None = None
+    ) -> Seen:
+        """Vectors of the pictures and of the candidates: the user's boxes [n, 4], then the model's own proposals."""
+        boxes = torch.zeros(0, 4) if boxes is None else boxes.float()
+        owners = torch.zeros(len(boxes), dtype=torch.long) if owners is None else owners.long()
+        if self.proposer is not None:
+            proposed, of = self.proposer(encoded.levels)
+            boxes, owners = torch.cat((boxes, proposed.float().cpu())), torch.cat((owners, of.long().cpu()))
+        vectors = None if self.regions is None else self.regions(encoded.levels, boxes, owners)
+        images = () if encoded.vectors is None else tuple(encoded.vectors)
+        return Seen(images, boxes, owners, vectors, encoded.levels, encoded.kept)
+
+    def fill(self, slot: SlotLike, seen: Seen, tokenize: Tokenize) -> torch.Tensor:
+        """Vectors [n, C] that stand in a prompt's slot. `tokenize` turns words into ids for families whose slots hold words as well.
+
+        The same slot and the same `seen` must always give the same vectors: the engine keeps what it has read from turn to turn.
+        """
+        if slot.kind == "image":
+            if slot.index >= len(seen.images):
+                raise ValueError(f"the talk names picture {slot.index + 1}, but {len(seen.images)} were given: add the picture")
+            return seen.images[slot.index]
+        if slot.kind == "region" and seen.regions is not None:
+            if slot.index >= len(seen.regions):
+                raise ValueError(f"the talk names region {slot.index + 1}, but there are {len(seen.regions)}: draw the region")
+            vectors = seen.regions if slot.index < 0 else seen.regions[slot.index]
+            return vectors.reshape(-1, vectors.shape[-1])
+        raise ValueError(f"this model has nothing for a slot of kind {slot.kind!r}: write the region as text")
+
+    def embed(self, ids: torch.Tensor | list[int]) -> torch.Tensor:
+        """Token ids [n] -> vectors [n, C]."""
+        table = self.language.get_input_embeddings()
+        return table(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model reads its input."""
+        return self.language.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the model computes in."""
+        return self.language.get_input_embeddings().weight.dtype
+
+    @property
+    def context(self) -> int:
+        """How many positions the language model can read."""
+        return int(getattr(self.language.config, "max_position_embeddings", None) or 1 << 30)
+
+
+def is_square(level: torch.Tensor) -> bool:
+    """Whether [B, T, C] is a square map row by row, or [B, C, h, w] a map already."""
+    return level.ndim == 4 or math.isqrt(level.shape[1]) ** 2 == level.shape[1]
+
+
+def as_map(level: torch.Tensor) -> torch.Tensor:
+    """[B, T, C], row by row over a square, as [B, C, side, side]; a map [B, C, h, w] as it is."""
+    if level.ndim == 4:
+        return level
+    return level.transpose(1, 2).unflatten(2, (math.isqrt(level.shape[1]), -1))
