@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import torch
+from msda import ms_deform_attn
 
 from mmchat.golden import Case, Outputs
 from mmchat.golden.loading import fill
 from mmchat.nets.deform import MSDeformAttn
-from msda import ms_deform_attn
 
 
 def operator(case: Case, dtype: torch.dtype) -> Outputs:

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
-
 from msda import ms_deform_attn
+from torch import nn
 
 Shapes = Sequence[tuple[int, int]]
 
