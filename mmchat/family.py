@@ -4,8 +4,10 @@
 """
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +15,8 @@ import numpy as np
 from mmchat.dialect import Grounded, Scene
 from mmchat.geometry import Box, Frame, Place, Region
 from mmchat.prompt import Piece
+
+FOLDER = Path(__file__).resolve().parent / "families"
 
 
 class Dialect(Protocol):
@@ -65,7 +69,8 @@ class Limits:
 class Sight:
     """What an engine keeps of pictures it has seen. Candidates are in the unit square of the fitted picture; user regions come first.
 
-    `regions` counts how many of the first candidates are the user's. `content` belongs to the engine alone.
+    `regions` counts how many of the first candidates are the user's; `owners` names the picture of each candidate (empty: the first).
+    `content` belongs to the engine alone.
     """
 
     key: str
@@ -73,6 +78,7 @@ class Sight:
     regions: int = 0
     content: Any = None
     encoder_runs: int = 0
+    owners: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,15 @@ class Trace:
 
 
 class Engine(Protocol):
-    """Three functions and what the desk must know of the model behind them."""
+    """Three functions and what the desk must know of the model behind them.
+
+    Regions reach an engine in the unit square of the fitted picture. `notes` are sentences that a user should read with every answer.
+    """
 
     family: Family
     config: Mapping[str, Any]
     precision: str
+    notes: tuple[str, ...]
 
     def see(self, pictures: tuple[np.ndarray, ...], regions: tuple[Region, ...]) -> Sight: ...
     def speak(self, prompt: tuple[Piece, ...], sight: Sight, limits: Limits) -> Iterator[Said]: ...
@@ -109,10 +119,12 @@ class Engine(Protocol):
 
 
 def names() -> tuple[str, ...]:
-    """The families there are, alphabetically."""
-    raise NotImplementedError
+    """The families there are, alphabetically: the files of mmchat/families that do not begin with an underscore."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")))
 
 
 def load(name: str) -> Family:
     """The family of that name; ValueError with the known names otherwise."""
-    raise NotImplementedError
+    if name not in names():
+        raise ValueError(f"There is no family {name!r}: choose one of {', '.join(names())}.")
+    return importlib.import_module(f"mmchat.families.{name}").FAMILY
