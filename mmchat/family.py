@@ -1,20 +1,23 @@
 """What a model family is, and the seam through which any engine runs one.
 
-`names()` lists the files of `mmchat/families`; `load(name)` imports one and returns its record. Nothing else knows a family's name.
+`names()` lists the files of `mmchat/families`; `load(name)` imports one and returns its record. Nothing else knows a
+family's name.
 """
+
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmchat.dialect import Grounded, Scene
 from mmchat.geometry import Box, Frame, Place, Region
 from mmchat.prompt import Piece
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FOLDER = Path(__file__).resolve().parent / "families"
 
@@ -31,8 +34,9 @@ class Family:
     """One family as data. `frame(config)` and `build(config)` take the checkpoint's own config.json as a dict.
 
     `mention(number, region, dialect, scene)` gives the pieces that stand where the user wrote @number.
-    `keys` are ordered (pattern, replacement) pairs from published parameter names to ours; `drop` patterns name what a checkpoint may
-    hold beyond the model; `fold(state)` joins tensors where two become one. `dwarf` is a config.json of two thin layers.
+    `keys` are ordered (pattern, replacement) pairs of regular expressions from published parameter names to ours; `drop`
+    patterns name what a checkpoint may hold beyond the model; `fold(state)` joins tensors where two become one. `dwarf`
+    is a config.json of two thin layers.
     """
 
     name: str
@@ -67,10 +71,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Sight:
-    """What an engine keeps of pictures it has seen. Candidates are in the unit square of the fitted picture; user regions come first.
+    """What an engine keeps of pictures it has seen.
 
-    `regions` counts how many of the first candidates are the user's; `owners` names the picture of each candidate (empty: the first).
-    `content` belongs to the engine alone.
+    Candidates are in the unit square of the fitted picture; the user's regions come first, `regions` counts them.
+    `owners` names the picture of each candidate (empty: the first). `content` belongs to the engine alone.
     """
 
     key: str
@@ -83,18 +87,24 @@ class Sight:
 
 @dataclass(frozen=True)
 class Said:
-    """The text so far. `pieces`: (start, end, probability) of each token in it. `candidates` replaces the sight's where a head gave them."""
+    """The text so far. `pieces`: (start, end, probability) of each token in it.
+
+    `candidates` replaces the sight's where a head gave them. `counters`: prefilled_tokens, new_tokens.
+    """
 
     text: str
     pieces: tuple[tuple[int, int, float], ...] = ()
     candidates: tuple[Box, ...] | None = None
     done: bool = False
-    counters: Mapping[str, int] = field(default_factory=dict)  # prefilled_tokens, new_tokens
+    counters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A small heat map over the fitted picture: float32 [h, w] in 0..1, or [h, w, 3] for colours; and one sentence of what it shows."""
+    """A small heat map over the fitted picture and one sentence of what it shows.
+
+    `map`: float32 [h, w] in 0..1, or [h, w, 3] for colours.
+    """
 
     kind: str
     map: np.ndarray
@@ -104,7 +114,8 @@ class Trace:
 class Engine(Protocol):
     """Three functions and what the desk must know of the model behind them.
 
-    Regions reach an engine in the unit square of the fitted picture. `notes` are sentences that a user should read with every answer.
+    Regions reach an engine in the unit square of the fitted picture. `notes` are sentences that a user should read with
+    every answer.
     """
 
     family: Family
@@ -114,7 +125,9 @@ class Engine(Protocol):
 
     def see(self, pictures: tuple[np.ndarray, ...], regions: tuple[Region, ...]) -> Sight: ...
     def speak(self, prompt: tuple[Piece, ...], sight: Sight, limits: Limits) -> Iterator[Said]: ...
-    def trace(self, prompt: tuple[Piece, ...], text: str, sight: Sight, want: str, about: Region | str | None = None) -> Trace: ...
+    def trace(
+        self, prompt: tuple[Piece, ...], text: str, sight: Sight, want: str, about: Region | str | None = None
+    ) -> Trace: ...
     def close(self) -> None: ...
 
 
