@@ -1,0 +1,133 @@
+// Bringing a picture in: file, drop, paste, camera, example. Runs in one scope with canvas.js, before it.
+// Gradio hands over: element, trigger, props, upload, watch.
+
+const ACCEPT = 'image/*,.tif,.tiff,.avif';
+const NO_PICTURE = 'That is not a picture: choose a JPEG, PNG, WebP, GIF, BMP or TIFF file.';
+let camera = null;
+
+function looksLikePicture(file) {
+  return file.type.startsWith('image/') || /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|ppm|ico|tga)$/i.test(file.name || '');
+}
+
+// Sends a file to the server and puts it on the surface; the 'picture' event then lets Python look at it.
+async function takePicture(file) {
+  if (!file) return;
+  if (!looksLikePicture(file)) return complain(NO_PICTURE);
+  stopCamera();
+  setBusy('Opening the picture');
+  try {
+    const sent = await upload(file);
+    props.value = {
+      image: { path: sent.path, url: sent.url, orig_name: file.name || 'picture.png', meta: { _type: 'gradio.FileData' } },
+      view: null, size: null, regions: [], selected: null,
+    };
+    trigger('picture');
+  } catch (error) {
+    setBusy(null);
+    complain('The picture could not be sent: it may be larger than the page takes. Make it smaller, or look whether the server still runs.');
+  }
+}
+
+function takeExample(index) {
+  setBusy('Opening the example');
+  trigger('example', { index });
+}
+
+function removePicture() {
+  stopCamera();
+  props.value = null;
+  trigger('picture');
+}
+
+function chooseFile() {
+  const input = document.createElement('input');
+  input.type = 'file';
+  input.accept = ACCEPT;
+  input.addEventListener('change', () => takePicture(input.files[0]));
+  input.click();
+}
+
+async function startCamera() {
+  if (!navigator.mediaDevices || !navigator.mediaDevices.getUserMedia) {
+    return complain('This browser gives no camera here: open the page over https or on the machine itself.');
+  }
+  try {
+    camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1920 }, facingMode: 'environment' } });
+  } catch (error) {
+    return complain('The camera could not be used: allow it in the browser, or check that one is connected.');
+  }
+  const video = part('video', 'mm-video');
+  video.autoplay = true;
+  video.muted = true;
+  video.playsInline = true;
+  video.srcObject = camera;
+  const box = part('div', 'mm-camera', [
+    video,
+    part('div', 'mm-camera-bar', [button('Take picture', 'mm-primary', shoot), button('Cancel', '', stopCamera)]),
+  ]);
+  element.querySelector('.mm-canvas').append(box);
+  box.querySelector('button').focus();
+}
+
+function shoot() {
+  const video = element.querySelector('.mm-video');
+  if (!video || !video.videoWidth) return;
+  const still = document.createElement('canvas');
+  still.width = video.videoWidth;
+  still.height = video.videoHeight;
+  still.getContext('2d').drawImage(video, 0, 0);
+  still.toBlob((blob) => takePicture(new File([blob], 'camera.jpg', { type: 'image/jpeg' })), 'image/jpeg', 0.95);
+}
+
+function stopCamera() {
+  if (camera) camera.getTracks().forEach((track) => track.stop());
+  camera = null;
+  const box = element.querySelector('.mm-camera');
+  if (box) box.remove();
+}
+
+function listenForPictures() {
+  const holdsFile = (event) => event.dataTransfer && Array.from(event.dataTransfer.types).includes('Files');
+  document.addEventListener('dragover', (event) => {
+    if (!holdsFile(event)) return;
+    event.preventDefault();
+    element.classList.add('mm-over');
+  });
+  document.addEventListener('dragleave', (event) => {
+    if (!event.relatedTarget) element.classList.remove('mm-over');
+  });
+  document.addEventListener('drop', (event) => {
+    if (!holdsFile(event)) return;
+    event.preventDefault();
+    element.classList.remove('mm-over');
+    takePicture(event.dataTransfer.files[0]);
+  });
+  document.addEventListener('paste', (event) => {
+    const file = Array.from((event.clipboardData || {}).files || []).find(looksLikePicture);
+    if (!file) return;
+    event.preventDefault();
+    takePicture(file);
+  });
+}
+
+// What stands where no picture is: how to bring one, and the examples.
+function emptyView() {
+  const examples = (props.examples || []).map((example, index) => {
+    const thumb = button('', 'mm-thumb', () => takeExample(index));
+    thumb.title = example.name;
+    thumb.setAttribute('aria-label', `Example: ${example.name}`);
+    const image = part('img');
+    image.src = example.source;
+    image.alt = '';
+    thumb.append(image);
+    return thumb;
+  });
+  return part('div', 'mm-empty', [
+    icon('picture', 'mm-empty-icon'),
+    part('h3', '', 'Start with a picture'),
+    part('p', 'mm-quiet', 'Drop one anywhere, paste it with Ctrl+V, or'),
+    part('div', 'mm-empty-row', [button('Choose a file', 'mm-primary', chooseFile), button('Use the camera', '', startCamera)]),
+    examples.length ? part('p', 'mm-quiet', 'or take an example') : null,
+    examples.length ? part('div', 'mm-thumbs', examples) : null,
+  ]);
+}

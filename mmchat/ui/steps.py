@@ -1,0 +1,153 @@
+"""What happens when a button is pressed, without a widget: questions begin, grow and settle; heat maps and files are made.
+
+Each step takes and gives plain values (a `Surface`, a tuple of `Exchange`), so that it can be tested without a page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from PIL import Image
+
+from mmchat.desk import Answer, Ask, Desk, Limits, Turn
+from mmchat.geometry import Region, open_image
+from mmchat.ui.canvas import Surface, regions_of
+from mmchat.ui.words import Exchange, Talk
+
+LONGEST = 4000  # characters of a question
+PAUSE = 0.05  # seconds between two updates of the page: each one carries the whole talk
+LIVELIER = 0.6  # temperature of a second try, which would else say the same again
+_MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
+
+
+def picture_of(surface: Surface | None) -> Image.Image:
+    """The picture on the surface, upright RGB; ValueError where there is none or it cannot be read."""
+    if surface is None or surface.image is None:
+        raise ValueError("There is no picture yet: drop one on the page, choose a file, or take an example.")
+    return open_image(surface.image.path)
+
+
+def digest_of(surface: Surface) -> str:
+    """What tells this picture from another: a digest of its file."""
+    assert surface.image is not None
+    with open(surface.image.path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str | None) -> Talk:
+    """The talk with a new question at its end, waiting for its answer. ValueError with cause and remedy where it cannot be asked.
+
+    Another picture or another model begins a new talk. A question that failed is not kept: the model has not seen it.
+    """
+    if talk and talk[-1].running:
+        raise ValueError("An answer is still being written: wait for it or press Stop.")
+    picture_of(surface)
+    assert surface is not None
+    text = (text or "").strip()
+    if len(text) > LONGEST:
+        raise ValueError(f"The question has {len(text)} characters, at most {LONGEST} are taken: shorten it.")
+    digest, model = digest_of(surface), desk.engine.family.name
+    if talk and (talk[-1].picture, talk[-1].model) != (digest, model):
+        talk = ()
+    talk = tuple(exchange for exchange in talk if exchange.answer is not None)
+    asked = desk.engine.family.template.task(task) if task else None
+    needs = asked.needs if asked else "phrase"
+    drawn = regions_of(surface)
+    shown = text
+    if needs == "region" and not _MENTION.search(text) and surface.selected in drawn:
+        shown = f"@{surface.selected} {text}".strip()
+    if not shown and needs == "phrase":
+        raise ValueError("The question is empty: write what you want to know or find.")
+    if needs == "region" and not drawn:
+        raise ValueError("This asks about a region and none is drawn: drag a box on the picture first.")
+    known = [region for exchange in talk for region in exchange.question.regions]
+    words, new = renumbered(shown, drawn, known)
+    turn = Turn("user", words, new, images=() if talk else (0,))
+    return (*talk, Exchange(turn, shown, digest, model, task))
+
+
+def renumbered(text: str, drawn: dict[int, Region], known: list[Region]) -> tuple[str, tuple[Region, ...]]:
+    """@numbers of the surface turned into numbers over the talk, and the regions that are new in it.
+
+    ValueError for a number without a region.
+    """
+    new = [region for _, region in sorted(drawn.items()) if region not in known]
+    every = [*known, *new]
+
+    def number(match: re.Match[str]) -> str:
+        region = drawn.get(int(match[1]))
+        if region is None:
+            have = ", ".join(f"@{one}" for one in sorted(drawn)) or "none yet"
+            raise ValueError(f"There is no region @{match[1]} on the picture (drawn: {have}): draw it or name another.")
+        return f"@{every.index(region) + 1}"
+
+    return _MENTION.sub(number, text), tuple(new)
+
+
+def turns_of(talk: Talk) -> tuple[Turn, ...]:
+    """The talk as the model reads it: its own earlier answers raw, with the numbers it wrote. Ends with the last question."""
+    turns: list[Turn] = []
+    for exchange in talk[:-1]:
+        turns += [exchange.question, Turn("assistant", exchange.answer.raw if exchange.answer else "")]
+    return (*turns, talk[-1].question)
+
+
+def speak(desk: Desk, surface: Surface | None, talk: Talk, limits: Limits = Limits()) -> Iterator[Talk]:
+    """The talk as its last answer grows, at most one step in PAUSE seconds and the last one always. Closing it stops the model."""
+    if not talk or not talk[-1].running:
+        return
+    exchange = talk[-1]
+    image = picture_of(surface)
+    if exchange.attempt:
+        limits = replace(limits, temperature=max(limits.temperature, LIVELIER), seed=limits.seed + exchange.attempt)
+    answers = desk.answer(Ask((image,), turns_of(talk), exchange.task, limits))
+    shown_at = 0.0
+    try:
+        for answer in answers:
+            if answer.done or time.monotonic() - shown_at >= PAUSE:
+                shown_at = time.monotonic()
+                yield (*talk[:-1], replace(exchange, answer=answer))
+    finally:
+        close = getattr(answers, "close", None)
+        if close is not None:
+            close()
+
+
+def settled(talk: Talk, why: str = "stopped") -> Talk:
+    """The talk with nothing left to wait for."""
+    return (*talk[:-1], talk[-1].settled(why)) if talk else talk
+
+
+def again(talk: Talk) -> Talk:
+    """The talk with its last question asked once more."""
+    if not talk or talk[-1].running:
+        raise ValueError("There is no finished answer to try again: ask something first.")
+    last = talk[-1]
+    return (*talk[:-1], replace(last, answer=None, ended="", attempt=last.attempt + 1))
+
+
+def heat(desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, about: str) -> Image.Image:
+    """The picture under a heat map. `about`: "" nothing in particular (a selected region stands in), "@1" a region, else a phrase."""
+    image = picture_of(surface)
+    assert surface is not None
+    if not kind:
+        raise ValueError("This model has no heat maps: open another one in the Model tab.")
+    drawn = regions_of(surface)
+    about = (about or "").strip()
+    match = _MENTION.fullmatch(about)
+    if match and int(match[1]) not in drawn:
+        raise ValueError(f"There is no region {about} on the picture: draw it, or leave the field empty.")
+    subject = drawn[int(match[1])] if match else about or drawn.get(surface.selected or 0)
+    talk = talk if talk and talk[-1].picture == digest_of(surface) and talk[-1].model == desk.engine.family.name else ()
+    turns = turns_of(talk) if talk else (Turn("user", "", images=(0,)),)
+    answer = talk[-1].answer if talk else None
+    return desk.heat(Ask((image,), turns, talk[-1].task if talk else None), answer, kind, subject)
+
+
+def last_answer(talk: Talk) -> Answer | None:
+    """The newest answer there is, whole or stopped."""
+    return next((exchange.answer for exchange in reversed(talk) if exchange.answer is not None), None)

@@ -1,0 +1,180 @@
+"""Words for the page: a talk as escaped HTML, its phrases tied to their places, and cards for what went wrong.
+
+Everything a model or a user wrote passes through `escape`; the only tags in the result are ours. A phrase carries its places as
+data (unit square of the upright picture), so that the drawing surface shows what the text shows and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from html import escape
+
+from mmchat.desk import Answer, Turn
+from mmchat.geometry import Box, Place, Point
+from mmchat.paint import PALETTE
+
+_MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question of the talk and its answer.
+
+    `shown` is the question as the user wrote it (its @numbers are those of the drawing surface; the turn's count over the talk).
+    `picture` is the digest of the picture asked about, `model` the family asked. `ended` tells why a finished exchange has no whole
+    answer: "stopped" or "failed".
+    """
+
+    question: Turn
+    shown: str
+    picture: str
+    model: str
+    task: str | None = None
+    answer: Answer | None = None
+    ended: str = ""
+    attempt: int = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether its answer is still to come or growing."""
+        return not self.ended and not (self.answer is not None and self.answer.done)
+
+    def settled(self, why: str = "stopped") -> Exchange:
+        """The same, no longer waiting for words."""
+        return replace(self, ended=why) if self.running else self
+
+
+Talk = tuple[Exchange, ...]
+
+
+def colour(index: int) -> str:
+    """The colour (#rrggbb) of the phrase with that number: the same in text, on the picture and in the painted file."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def phrases(answer: Answer) -> list[dict[str, object]]:
+    """Each span with text, colour and places as plain data: what `data-places` holds and the drawing surface draws."""
+    out = []
+    for index, span in enumerate(answer.spans):
+        scores = answer.scores[index] if index < len(answer.scores) else ()
+        out.append({
+            "span": index,
+            "text": answer.text[span.start : span.end],
+            "colour": colour(index),
+            "places": [
+                {**_place(place), "score": scores[number] if number < len(scores) else None}
+                for number, place in enumerate(span.places)
+            ],
+        })  # fmt: skip
+    return out
+
+
+def _place(place: Place) -> dict[str, object]:
+    if isinstance(place, Box):
+        return {"kind": "box", "box": _rounded(place.x0, place.y0, place.x1, place.y1)}
+    if isinstance(place, Point):
+        return {"kind": "point", "point": _rounded(place.x, place.y)}
+    return {"kind": "polygon", "points": [_rounded(point.x, point.y) for point in place.points]}
+
+
+def _rounded(*values: float) -> list[float]:
+    return [round(value, 6) for value in values]
+
+
+def answer_html(answer: Answer, turn: int) -> str:
+    """The clean text with its phrases marked. Where spans overlap, the later one keeps what is left of it; one without words gets a chip."""
+    parts, end = [], 0
+    for found in sorted(phrases(answer), key=lambda found: (answer.spans[int(str(found["span"]))].start, found["span"])):
+        span = answer.spans[int(str(found["span"]))]
+        start, stop = max(span.start, end), max(span.end, end)
+        parts.append(escape(answer.text[end:start]))
+        parts.append(_phrase(found, answer.text[start:stop], turn))
+        end = stop
+    parts.append(escape(answer.text[end:]))
+    return "".join(parts).replace("\n", "<br>")
+
+
+def _phrase(found: dict[str, object], words: str, turn: int) -> str:
+    places = found["places"]
+    assert isinstance(places, list)
+    span = int(str(found["span"]))
+    count = "1 place" if len(places) == 1 else f"{len(places)} places"
+    scores = [f"{place['score']:.0%}" for place in places if place["score"] is not None]
+    title = f"{found['text'] or 'here'}: {count}" + (f", confidence {', '.join(scores)}" if scores else "")
+    inner = escape(words) if words.strip() else f'<span class="mm-spot" aria-hidden="true">{span + 1}</span>'
+    return (
+        f'<span class="mm-phrase" role="button" tabindex="0" aria-pressed="false" id="mm-phrase-{turn}-{span}"'
+        f' data-turn="{turn}" data-span="{span}" data-text="{escape(str(found["text"]))}" data-colour="{found["colour"]}"'
+        f' data-places="{escape(json.dumps(places))}" style="--mark:{found["colour"]}" title="{escape(title)}"'
+        f' aria-label="{escape(title)}">{inner}</span>'
+    )
+
+
+def question_html(text: str) -> str:
+    """The user's words, @1 and the like set as badges."""
+    return _MENTION.sub(r'<span class="mm-badge">@\1</span>', escape(text)).replace("\n", "<br>")
+
+
+def talk_html(talk: Talk, welcome: str = "", tasks: dict[str, str] | None = None) -> str:
+    """The whole talk, or `welcome` (our own HTML) where nothing has been said."""
+    if not talk:
+        return f'<div class="mm-talk" role="log" aria-live="polite" aria-label="Conversation">{welcome}</div>'
+    parts = []
+    for turn, exchange in enumerate(talk):
+        label = (tasks or {}).get(exchange.task or "", "")
+        words = question_html(exchange.shown) or f'<span class="mm-quiet">{escape(label)}</span>'
+        tag = f'<span class="mm-task">{escape(label)}</span> ' if label and exchange.shown else ""
+        parts.append(f'<div class="mm-said mm-user">{tag}{words}</div>')
+        parts.append(_answered(exchange, turn))
+    return f'<div class="mm-talk" role="log" aria-live="polite" aria-label="Conversation">{"".join(parts)}</div>'
+
+
+def _answered(exchange: Exchange, turn: int) -> str:
+    answer = exchange.answer
+    state = "running" if exchange.running else exchange.ended or "done"
+    body = answer_html(answer, turn) if answer is not None else ""
+    if exchange.running:
+        body += '<span class="mm-caret" aria-hidden="true"></span>'
+        if answer is None:
+            body = f'<span class="mm-quiet">Looking at the picture</span>{body}'
+    elif not body.strip():
+        body = f'<span class="mm-quiet">{"No answer" if exchange.ended else "The model said nothing."}</span>'
+    return (
+        f'<div class="mm-said mm-model" data-turn="{turn}" data-state="{state}"><div class="mm-body">{body}</div>'
+        f'<div class="mm-foot">{_foot(exchange)}</div></div>'
+    )
+
+
+def _foot(exchange: Exchange) -> str:
+    """One quiet line under an answer: how many places, what was left out, whether it was stopped."""
+    answer = exchange.answer
+    if exchange.running:
+        return ""
+    parts = []
+    if exchange.ended == "stopped":
+        parts.append("stopped")
+    if answer is not None:
+        places = sum(len(span.places) for span in answer.spans)
+        parts.append("no places" if not places else "1 place" if places == 1 else f"{places} places")
+        if answer.dropped:
+            parts.append(f"{len(answer.dropped)} left out, see Details")
+        parts += [escape(str(value)) for name, value in answer.notes if name == "hint"]
+    return " · ".join(parts) + ' <button type="button" class="mm-copy" title="Copy the answer">Copy</button>'
+
+
+def card(error: BaseException | str, title: str = "") -> str:
+    """A failure as a card: what happened, why, and what to do."""
+    if isinstance(error, MemoryError) or "outofmemory" in type(error).__name__.lower():
+        title, text = title or "Out of memory", "The model needed more memory than is free: take a smaller picture, or NF4 in the Model tab."
+    elif isinstance(error, str | ValueError):
+        text = str(error) or "The input could not be used: try another one."
+    else:
+        title = title or "Something broke"
+        text = f"An unexpected {type(error).__name__} stopped this step; the log has its trace. Try again, or start a new chat."
+    text = text[:1].upper() + text[1:]
+    return (
+        f'<div class="mm-card" role="alert"><strong>{escape(title or "That did not work")}</strong><p>{escape(text)}</p>'
+        '<button type="button" class="mm-dismiss" aria-label="Dismiss">×</button></div>'
+    )
