@@ -1,0 +1,231 @@
+"""How one place stands in a text: the code of its numbers, and the marks around them.
+
+Numbers refer to the fitted picture; a code maps them into its unit square and back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mmchat.dialect.spans import Scene
+from mmchat.geometry import Box, Place, Point, Polygon, clipped, outline
+
+LONGEST = 4000  # characters of one mark; a longer one is text, so that a reader never holds back for ever
+NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)"
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Numbers 0..scale from edge to edge of the fitted picture (0: its pixels), printed with `decimals`, in `order`.
+
+    `step` says how a value becomes a whole number where decimals is 0: rounded, cut off, or the number of the bin (read
+    at its centre).
+    """
+
+    scale: float = 1.0
+    decimals: int = 2
+    order: Literal["xyxy", "yxyx"] = "xyxy"
+    step: Literal["round", "floor", "bin"] = "round"
+    largest: float | None = None  # largest number written; None: the scale
+    width: int = 0  # digits, padded with zeros
+
+    def read(self, numbers: Sequence[float], scene: Scene) -> Place | None:
+        """The place that 2, 4, or 6 and more (a polygon) numbers stand for, or None; neither clipped nor ordered."""
+        across, down = (self.scale, self.scale) if self.scale else (scene.size[0] or 1, scene.size[1] or 1)
+        shift = 0.5 if self.step == "bin" else 0.0
+        if self.order == "yxyx":
+            numbers = [number for y, x in zip(numbers[::2], numbers[1::2], strict=False) for number in (x, y)]
+        pairs = [((x + shift) / across, (y + shift) / down) for x, y in zip(numbers[::2], numbers[1::2], strict=False)]
+        if len(numbers) == 2:
+            return Point(*pairs[0])
+        if len(numbers) == 4:
+            return Box(*pairs[0], *pairs[1])
+        return Polygon(tuple(Point(x, y) for x, y in pairs)) if len(numbers) >= 6 and len(numbers) % 2 == 0 else None
+
+    def write(self, place: Place, scene: Scene) -> tuple[str, ...]:
+        """The numbers of a place as they are printed, clipped to the picture."""
+        across, down = (self.scale, self.scale) if self.scale else (scene.size[0] or 1, scene.size[1] or 1)
+        place = clipped(place)
+        if isinstance(place, Point):
+            points: tuple[Point, ...] = (place,)
+        elif isinstance(place, Polygon):
+            points = place.points
+        else:
+            box = outline(place)
+            points = (Point(box.x0, box.y0), Point(box.x1, box.y1))
+        pairs = [(self._print(point.x, across), self._print(point.y, down)) for point in points]
+        return tuple(text for x, y in pairs for text in ((y, x) if self.order == "yxyx" else (x, y)))
+
+    def _print(self, value: float, scale: float) -> str:
+        if self.decimals:
+            return f"{value * scale:.{self.decimals}f}"
+        whole = math.floor(value * scale + 1e-9) if self.step != "round" else math.floor(value * scale + 0.5)
+        return f"{int(min(whole, self.largest if self.largest is not None else scale)):0{self.width}d}"
+
+    @property
+    def tolerance(self) -> float:
+        """How far a number may lie outside the picture (unit square) without being reported: a step and a half."""
+        return 1.5 * 10**-self.decimals / (self.scale or 1000)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A box as the numbers of the grid cells of its corners, row by row (Kosmos-2: 32 x 32)."""
+
+    side: int = 32
+    tolerance = 1e-6
+
+    def read(self, numbers: Sequence[float], scene: Scene) -> Place | None:
+        if len(numbers) != 2 or not all(0 <= number < self.side * self.side for number in numbers):
+            return None
+        (y0, x0), (y1, x1) = (divmod(int(number), self.side) for number in numbers)
+        # Cells in one row or column are taken whole, others from centre to centre: so does the library's decoder.
+        low, high = (0.0, 1.0) if x0 == x1 or y0 == y1 else (0.5, 0.5)
+        return Box((x0 + low) / self.side, (y0 + low) / self.side, (x1 + high) / self.side, (y1 + high) / self.side)
+
+    def write(self, place: Place, scene: Scene) -> tuple[str, ...]:
+        box, side = outline(clipped(place)), self.side
+        x0, y0 = (min(side - 1, math.floor(value * side)) for value in (box.x0, box.y0))
+        x1, y1 = (max(0, math.ceil(value * side - 1)) for value in (box.x1, box.y1))
+        return (f"{y0 * side + x0:04d}", f"{max(y0, y1) * side + max(x0, x1):04d}")
+
+
+@dataclass(frozen=True)
+class Index:
+    """A number that points at a candidate of the scene. `least`: the IoU that a place must have with one to be written."""
+
+    least: float = 0.0
+    tolerance = 0.0
+
+    def read(self, numbers: Sequence[float], scene: Scene) -> Place | None:
+        number = numbers[0]
+        return scene.candidates[int(number)] if 0 <= number < len(scene.candidates) else None
+
+    def write(self, place: Place, scene: Scene) -> tuple[str, ...]:
+        box = outline(place)
+        best = max(range(len(scene.candidates)), key=lambda index: scene.candidates[index].iou(box), default=None)
+        if best is None or scene.candidates[best].iou(box) < self.least:
+            return ()
+        return (str(best),)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way in which places stand in the text: an opening mark, characters of `body` only, a closing mark.
+
+    `body` is the inside of a regular character class and must not be able to hold `open`: so reading stays linear.
+    `run` above 0 says that each mark holds one number and that so many in a row make a place (`<loc_12>` four times).
+    Otherwise one mark holds one or several places, parted by `split`. `several`: whether more places are written into
+    one mark, joined by `join`, or into marks of their own with `join` between them. `plain`: brackets that prose uses
+    too, so that [2019] or [1, 2] may be no place at all.
+    """
+
+    open: tuple[str, ...]
+    body: str
+    close: tuple[str, ...]
+    code: Scaled | Cells | Index
+    place: str = "{},{},{},{}"
+    point: str | None = None
+    join: str = ";"
+    several: bool = True
+    split: str = r"[;\[\]]+"
+    number: str = NUMBER
+    run: int = 0
+    polygons: bool = False
+    plain: bool = False
+
+    @property
+    def pattern(self) -> str:
+        most = 12 if self.run else LONGEST
+        return f"{either(self.open)}[{self.body}]{{0,{most}}}{either(self.close)}"
+
+    @property
+    def half(self) -> str:
+        most = 12 if self.run else LONGEST
+        parts = [starts(mark) for mark in self.open if len(mark) > 1]
+        closes = "|".join(starts(mark) for mark in self.close if len(mark) > 1)
+        parts.append(f"{either(self.open)}[{self.body}]{{0,{most}}}{f'(?:{closes})?' if closes else ''}")
+        return "|".join(parts)
+
+    def counts(self, count: int) -> int:
+        """How many of `count` numbers make one place; 0 where they make none."""
+        if isinstance(self.code, Index | Cells):
+            least = 1 if isinstance(self.code, Index) else 2
+            return least if count % least == 0 else 0
+        if count == 2:
+            return 2 if self.point is not None else 0
+        if count % 4 == 0 and not (self.polygons and count > 4):
+            return 4
+        return count if self.polygons and count >= 6 and count % 2 == 0 else 0
+
+    def meant(self, numbers: Sequence[float]) -> bool:
+        """Whether numbers in plain brackets were meant as a place: a right count, or three that look like coordinates."""
+        scale = getattr(self.code, "scale", 1.0) or 4096
+        inside = all(-0.5 * scale <= number <= 1.5 * scale for number in numbers)
+        if len(numbers) == 2:
+            return self.point is not None and inside
+        if self.counts(len(numbers)):
+            return True
+        return len(numbers) > 2 and inside and (scale > 1 or any(number % 1 for number in numbers))
+
+    def write(self, places: Sequence[Place], scene: Scene) -> str | None:
+        """All places in this form, or None where one of them has none (an index for what is no candidate)."""
+        written = []
+        for place in places:
+            pointed = isinstance(place, Point) and self.point is not None
+            if isinstance(place, Polygon) and self.polygons:
+                numbers = self.code.write(place, scene)
+                mark = f"{self.open[0]}{{}}{self.close[0]}"
+                written.append("".join(map(mark.format, numbers)) if self.run else ",".join(numbers))
+                continue
+            numbers = self.code.write(place if pointed else outline(place), scene)
+            if not numbers:
+                return None
+            written.append((self.point if pointed else self.place).format(*numbers))
+        if self.run:
+            return self.join.join(written)
+        if self.several:
+            return f"{self.open[0]}{self.join.join(written)}{self.close[0]}"
+        return self.join.join(f"{self.open[0]}{numbers}{self.close[0]}" for numbers in written)
+
+
+def either(marks: Sequence[str]) -> str:
+    return "(?:" + "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)) + ")"
+
+
+def starts(mark: str) -> str:
+    """A pattern of every proper beginning of a mark."""
+    pattern = ""
+    for character in reversed(mark[:-1]):
+        pattern = f"{re.escape(character)}(?:{pattern})?" if pattern else re.escape(character)
+    return pattern
+
+
+def brackets(
+    scale: float = 1.0,
+    decimals: int = 2,
+    comma: str = ", ",
+    double: bool = False,
+    point: bool = False,
+    several: bool = False,
+    join: str = ";",
+    step: Literal["round", "floor", "bin"] = "round",
+    largest: float | None = None,
+    width: int = 0,
+) -> Form:
+    """The form of numbers in square brackets, single or double when read: [x0, y0, x1, y1]."""
+    return Form(
+        open=("[[", "[") if double else ("[", "[["),
+        body=r"-+0-9.,;eE \t\n",
+        close=("]]", "]") if double else ("]", "]]"),
+        code=Scaled(scale, decimals, step=step, largest=largest, width=width),
+        place=comma.join(["{}"] * 4),
+        point=comma.join(["{}"] * 2) if point else None,
+        join=join,
+        several=several,
+        plain=True,
+    )
