@@ -1,19 +1,37 @@
-"""The desk knows the order of the verbs (fit, see, render, speak, read; trace to look inside) and what is kept between questions."""
+"""The desk knows the order of the verbs and what is kept between questions.
+
+fit, see, render, speak, read; and trace to look inside. It is handed an engine and imports none.
+"""
+
 from __future__ import annotations
 
+import re
+import threading
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from PIL import Image
+from mmchat.dialect import Dropped, Scene, Span, confidence, home
+from mmchat.family import Engine, Limits, Said, Sight, Trace
+from mmchat.geometry import Placement, Region, clipped, outline
+from mmchat.prompt import Piece, Slot, Turn
 
-from mmchat.dialect import Dropped, Span
-from mmchat.family import Engine, Limits
-from mmchat.prompt import Turn
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Answer", "Ask", "Desk", "Limits", "Turn"]
+
+LONGEST = 4000  # characters of a question
+PATIENCE = 0.25  # seconds between two looks of somebody who waits: then Stop can reach him too
+MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A question: the talk's pictures (upright RGB), its turns (the last one is the user's), a task of the family's template or None."""
+    """A question: the talk's pictures (upright RGB), its turns (the last one is the user's), a task of the family's
+    template or None."""
 
     images: tuple[Image.Image, ...]
     turns: tuple[Turn, ...]
@@ -23,7 +41,12 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer so far. Places are in the unit square of the upright original; scores[i][j] is the confidence of spans[i].places[j] or None."""
+    """An answer so far. Places are in the unit square of the upright original.
+
+    `scores[i][j]` is the confidence of `spans[i].places[j]` or None. `raw` is what the model wrote and becomes the next
+    assistant turn. `notes` are (name, value): encoder_runs, prefilled_tokens, new_tokens, waiting (how many are ahead),
+    hint (a sentence; there may be several).
+    """
 
     text: str
     raw: str
@@ -31,19 +54,247 @@ class Answer:
     scores: tuple[tuple[float | None, ...], ...] = ()
     dropped: tuple[Dropped, ...] = ()
     done: bool = False
-    notes: tuple[tuple[str, object], ...] = ()  # encoder_runs, prefilled_tokens, new_tokens, hints ...
+    notes: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question after fit, see and render: what speak and trace take, and how to bring places home."""
+
+    prompt: tuple[Piece, ...]
+    sight: Sight
+    placements: tuple[Placement, ...]
+    shown: int  # the picture that numbers in the answer refer to
+    hints: tuple[str, ...]
+
+    @property
+    def placement(self) -> Placement:
+        return self.placements[self.shown]
 
 
 class Desk:
-    """One open model, a lock, the last pictures seen. Made with an engine; imports none."""
+    """One open model and a line of those who wait for it. Made with an engine; imports none."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._line: deque[object] = deque()  # who holds the model, then who waits, first come first served
+        self._changed = threading.Condition()
 
     def answer(self, ask: Ask) -> Iterator[Answer]:
-        """Answers that grow; the last has done=True. Closing the iterator stops the model at the next token."""
-        raise NotImplementedError
+        """Answers that grow; the last has done=True. Closing the iterator stops the model at the next token.
+
+        While others are ahead, answers without text tell how many. ValueError, with cause and remedy, where the
+        question cannot be asked.
+        """
+        check(ask)
+        ticket = object()
+        with self._changed:
+            self._line.append(ticket)
+        try:
+            while (ahead := self._ahead(ticket)) > 0:
+                yield Answer("", "", notes=(("waiting", ahead),))
+            ready = self._prepare(ask)
+            speaking = self.engine.speak(ready.prompt, ready.sight, ask.limits)
+            try:
+                for said in speaking:
+                    yield self._read(said, ready, ask.limits)
+            finally:
+                close = getattr(speaking, "close", None)
+                if close is not None:
+                    close()
+        finally:
+            self._leave(ticket)
 
     def heat(self, ask: Ask, answer: Answer | None, what: str, about: object = None) -> Image.Image:
-        """The (last) picture under a heat map `what`, one of the family's `heats`."""
-        raise NotImplementedError
+        """The (last) picture under a heat map `what`, one of the family's `heats`; its info["note"] says what it shows.
+
+        about: a Region of the original picture, a phrase, or None.
+        """
+        from mmchat import paint  # drawing libraries are kept off the path of an answer
+
+        trace, placement, image = self.trace(ask, answer, what, about)
+        painted = paint.heat(image, trace.map, placement)
+        painted.info["note"] = trace.note
+        return painted
+
+    def trace(
+        self, ask: Ask, answer: Answer | None, what: str, about: object = None
+    ) -> tuple[Trace, Placement, Image.Image]:
+        """A heat map over the fitted picture, the placement of the picture in it, and the picture."""
+        heats = self.engine.family.heats
+        if what not in heats:
+            known = f"choose one of {', '.join(heats)}" if heats else "choose another model"
+            raise ValueError(f"This model has no heat map {what!r}: {known}.")
+        check(replace(ask, turns=(*ask.turns[:-1], replace(ask.turns[-1], text="-"))), alone=True)
+        with self._held():
+            ready = self._prepare(replace(ask, task=ask.task if ask.turns[-1].text.strip() else None))
+            if isinstance(about, Region):
+                about = fitted(about, ready.placements[about.image])
+            elif about is not None and not isinstance(about, str):
+                raise ValueError(f"A heat map is about a region or a phrase, not {type(about).__name__}.")
+            raw = answer.raw if answer is not None else ""
+            trace = self.engine.trace(ready.prompt, raw, ready.sight, what, about)
+        return trace, ready.placement, ask.images[ready.shown]
+
+    def open(self, engine: Engine) -> None:
+        """Change the model: waits for the answer that is being written, then closes the old engine."""
+        with self._held():
+            old, self.engine = self.engine, engine
+            if old is not engine:
+                old.close()
+
+    def close(self) -> None:
+        """Free the model. The desk answers no more."""
+        with self._held():
+            self.engine.close()
+
+    # Who may use the model: a line, not a lock, so that nobody is overtaken and a waiting answer can be closed.
+
+    def _ahead(self, ticket: object) -> int:
+        """How many are before this ticket, after waiting a moment for it to become 0."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._line[0] is ticket, PATIENCE)
+            return self._line.index(ticket)
+
+    def _leave(self, ticket: object) -> None:
+        with self._changed:
+            self._line.remove(ticket)
+            self._changed.notify_all()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        ticket = object()
+        with self._changed:
+            self._line.append(ticket)
+        try:
+            while self._ahead(ticket) > 0:
+                pass
+            yield
+        finally:
+            self._leave(ticket)
+
+    # The verbs before and after speaking.
+
+    def _prepare(self, ask: Ask) -> Prepared:
+        """fit, see, render."""
+        family = self.engine.family
+        frame = family.frame(self.engine.config)
+        fits = [frame.fit(image) for image in ask.images]
+        placements = tuple(placement for _, placement in fits)
+        hints = list(getattr(self.engine, "notes", ()))
+        turns = with_pictures(ask)
+        drawn = [region for turn in turns for region in turn.regions]
+        regions = []
+        for number, region in enumerate(drawn, 1):
+            inside, hint = usable(region, number, placements)
+            regions.append(inside)
+            hints += hint
+        hints += wrong_numbers(turns, len(drawn))
+        sight = self.engine.see(tuple(picture for picture, _ in fits), tuple(regions))
+        scene = Scene(sight.candidates, (frame.side, frame.side))
+        waiting = iter(regions)
+        turns = [
+            replace(
+                turn,
+                text=plain(turn.text, family.template.stop) if turn.role == "user" else turn.text,
+                regions=tuple(next(waiting) for _ in turn.regions),
+            )
+            for turn in turns
+        ]
+
+        def mention(number: int, region: Region) -> tuple[Piece, ...]:
+            return family.mention(number, region, family.dialect, scene)
+
+        prompt = family.template.render(turns, mention, ask.task)
+        pictures = [piece.index for piece in prompt if isinstance(piece, Slot) and piece.kind == "image"]
+        return Prepared(prompt, sight, placements, pictures[-1] if pictures else len(placements) - 1, tuple(hints))
+
+    def _read(self, said: Said, ready: Prepared, limits: Limits) -> Answer:
+        """read, and home."""
+        candidates = ready.sight.candidates if said.candidates is None else said.candidates
+        scene = Scene(candidates, ready.placement.fitted)
+        grounded = home(self.engine.family.dialect.read(said.text, scene, said.done), ready.placement)
+        scores = tuple(confidence(span, said.pieces) for span in grounded.spans)
+        counters = {"encoder_runs": ready.sight.encoder_runs, **said.counters}
+        notes: list[tuple[str, object]] = [*counters.items(), *(("hint", hint) for hint in ready.hints)]
+        if said.done and said.counters.get("new_tokens", 0) >= limits.new_tokens:
+            notes.append(("hint", f"The answer was cut off after {limits.new_tokens} tokens: raise the limit."))
+        return Answer(grounded.text, said.text, grounded.spans, scores, grounded.dropped, said.done, tuple(notes))
+
+
+def check(ask: Ask, alone: bool = False) -> None:
+    """ValueError, one sentence with cause and remedy, where a question cannot be asked. alone: words are not needed."""
+    if not ask.images:
+        raise ValueError("There is no picture: give one to ask about.")
+    if not ask.turns or ask.turns[-1].role != "user":
+        raise ValueError("The talk must end with the user's question: add one.")
+    text = ask.turns[-1].text
+    if not alone and ask.task is None and not text.strip():
+        raise ValueError("The question is empty: write what you want to know or find.")
+    if len(text) > LONGEST:
+        raise ValueError(f"The question has {len(text)} characters, at most {LONGEST} are taken: shorten it.")
+    limits = ask.limits
+    if limits.new_tokens < 1 or limits.temperature < 0 or not 0 < limits.top_p <= 1:
+        raise ValueError("Limits are wrong: at least 1 new token, temperature 0 or more, top_p above 0 and at most 1.")
+
+
+def with_pictures(ask: Ask) -> list[Turn]:
+    """The turns; where none says with which pictures it came, the first user's turn shows them all."""
+    turns = list(ask.turns)
+    for turn in turns:
+        for index in turn.images:
+            if not 0 <= index < len(ask.images):
+                raise ValueError(
+                    f"The talk names picture {index + 1}, but there are {len(ask.images)}: add the picture."
+                )
+    if not any(turn.images for turn in turns):
+        first = next(index for index, turn in enumerate(turns) if turn.role == "user")
+        turns[first] = replace(turns[first], images=tuple(range(len(ask.images))))
+    return turns
+
+
+def usable(region: Region, number: int, placements: tuple[Placement, ...]) -> tuple[Region, list[str]]:
+    """The user's region in the fitted picture, and a hint where it was cut. ValueError where nothing of it remains."""
+    if not 0 <= region.image < len(placements):
+        raise ValueError(
+            f"Region {number} is on picture {region.image + 1}, but there are {len(placements)}: draw it again."
+        )
+    box, inside = region.box.ordered(), region.box.ordered().clipped()
+    points = region.kind in ("point", "scribble")
+    outside = box.x1 < 0 or box.y1 < 0 or box.x0 > 1 or box.y0 > 1
+    if outside or (not points and inside.area <= 0):
+        raise ValueError(f"Region {number} has no area inside the picture: draw it on the picture.")
+    hints = [f"Region {number} sticks out of the picture: the part inside was taken."] if inside != box else []
+    placed = fitted(region, placements[region.image])
+    cut = placed.box.ordered().clipped()
+    if not points and cut.area <= 0:
+        raise ValueError(
+            f"Region {number} lies where this model does not look (it crops the picture): draw it elsewhere."
+        )
+    return replace(placed, box=cut, points=tuple(point.clipped() for point in placed.points)), hints
+
+
+def fitted(region: Region, placement: Placement) -> Region:
+    """A region of the original picture in the unit square of the fitted one."""
+    points = tuple(placement.into(clipped(point)) for point in region.points)
+    mask = None if region.mask is None else placement.into(region.mask)
+    return replace(region, box=outline(placement.into(region.box.ordered().clipped())), points=points, mask=mask)
+
+
+def wrong_numbers(turns: list[Turn], drawn: int) -> list[str]:
+    """A hint for each @number in the last question that no region has."""
+    wanted = dict.fromkeys(int(number) for number in MENTION.findall(turns[-1].text))
+    have = ", ".join(f"@{number}" for number in range(1, drawn + 1)) or "none"
+    return [
+        f"There is no region @{number} (drawn: {have}): it was read as plain words."
+        for number in wanted
+        if not 1 <= number <= drawn
+    ]
+
+
+def plain(text: str, marks: tuple[str, ...]) -> str:
+    """A user's words without the marks that end a turn: nobody may speak in the model's place."""
+    for mark in marks:
+        if len(mark) > 1:
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return text

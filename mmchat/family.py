@@ -34,7 +34,7 @@ class Family:
     """One family as data. `frame(config)` and `build(config)` take the checkpoint's own config.json as a dict.
 
     `mention(number, region, dialect, scene)` gives the pieces that stand where the user wrote @number.
-    `keys` are ordered (pattern, replacement) pairs of regular expressions from published parameter names to ours; `drop`
+    `keys` are ordered (regular expression, replacement) pairs from published parameter names to ours; `drop`
     patterns name what a checkpoint may hold beyond the model; `fold(state)` joins tensors where two become one. `dwarf`
     is a config.json of two thin layers.
     """
