@@ -96,7 +96,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Index:
-    """A number that points at a candidate of the scene. `least`: the IoU that a place must have with one to be written."""
+    """A number that points at a candidate. `least`: the IoU a place must have with a candidate to be written so."""
 
     least: float = 0.0
     tolerance = 0.0
@@ -163,7 +163,7 @@ class Form:
         return count if self.polygons and count >= 6 and count % 2 == 0 else 0
 
     def meant(self, numbers: Sequence[float]) -> bool:
-        """Whether numbers in plain brackets were meant as a place: a right count, or three that look like coordinates."""
+        """Whether plain brackets were meant as a place: a right count, or three numbers that look like coordinates."""
         scale = getattr(self.code, "scale", 1.0) or 4096
         inside = all(-0.5 * scale <= number <= 1.5 * scale for number in numbers)
         if len(numbers) == 2:
