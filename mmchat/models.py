@@ -1,0 +1,61 @@
+"""The checkpoints that a user may open, as models.toml names them: shown name, family, folder, precision.
+
+[[model]]
+name = "llava-7b"                 # what --model takes and the page shows
+family = "llava"                  # a file of mmchat/families
+folder = "weights/llava-v1.5-7b"  # from the repository's root, or a whole path; ~ is the home folder
+precision = "auto"                # auto, fp32, bf16, int8 or nf4
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = ROOT / "models.toml"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint by name. The first one of the file is opened where none is named."""
+
+    name: str
+    family: str
+    folder: Path
+    precision: str = "auto"
+    title: str = ""
+
+
+def listed(file: Path | None = None) -> tuple[Entry, ...]:
+    """The checkpoints of a models.toml: this one, the one that MMCHAT_MODELS names, or the one in the root."""
+    file = Path(file or os.environ.get("MMCHAT_MODELS") or FILE)
+    try:
+        found = tomllib.loads(file.read_text("utf-8")).get("model", [])
+        entries = tuple(_entry(row, file.parent) for row in found)
+    except FileNotFoundError:
+        raise ValueError(f"There is no {file}: name the checkpoints there.") from None
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not a list of models ({error}): see mmchat/models.py for its form.") from None
+    if not entries:
+        raise ValueError(f"{file} names no model: add one.")
+    return entries
+
+
+def find(name: str | None = None, file: Path | None = None) -> Entry:
+    """The checkpoint of that name, the first one without a name; ValueError with the known names otherwise."""
+    entries = listed(file)
+    if name is None:
+        return entries[0]
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    raise ValueError(f"There is no model {name!r}: choose one of {', '.join(entry.name for entry in entries)}.")
+
+
+def _entry(row: dict[str, str], base: Path) -> Entry:
+    folder = Path(row["folder"]).expanduser()
+    folder = folder if folder.is_absolute() else base / folder
+    return Entry(row["name"], row["family"], folder, row.get("precision", "auto"), row.get("title", ""))
