@@ -140,12 +140,12 @@ class Form:
 
     @property
     def pattern(self) -> str:
-        most = 12 if self.run else LONGEST
+        most = 40 if self.run else LONGEST
         return f"{either(self.open)}[{self.body}]{{0,{most}}}{either(self.close)}"
 
     @property
     def half(self) -> str:
-        most = 12 if self.run else LONGEST
+        most = 40 if self.run else LONGEST
         parts = [starts(mark) for mark in self.open if len(mark) > 1]
         closes = "|".join(starts(mark) for mark in self.close if len(mark) > 1)
         parts.append(f"{either(self.open)}[{self.body}]{{0,{most}}}{f'(?:{closes})?' if closes else ''}")

@@ -62,8 +62,7 @@ class Marks:
         """The text a prompt or an answer would hold. ValueError where no form can write the places."""
         numbers = ""
         if places:
-            all_in_one = (form.write(places, scene) for form in self.forms)
-            written = next((text for text in all_in_one if text is not None), None)
+            written = self.forms[0].write(places, scene)
             if written is None:  # some can be pointed at, some not
                 written = self.forms[-1].join.join(self._one(place, scene) for place in places)
             numbers = f"{self.group[0]}{written}{self.group[1]}"
