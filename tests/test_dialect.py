@@ -27,7 +27,7 @@ READ = [
     ("llava", "a [0.1, 0.2, 0.300, 0.400] b", "a b", [("a", [A])], []),
     ("llava", "two kites [0.1,0.2,0.3,0.4], [0.5,0.6,0.7,0.8] fly", "two kites fly", [("two kites", [A, B])], []),
     ("llava", "a cup [0.1,0.2,0.3,0.4;0.5,0.6,0.7,0.8]", "a cup", [("a cup", [A, B])], []),
-    ("llava", "a man [0.1,0.2,0.3,0.4] with a dog [0.5,0.6,0.7,0.8]", "a man with a dog", [("a man", [A]), ("a dog", [B])], []),
+    ("llava", "A [0.1,0.2,0.3,0.4] by a cat [0.5,0.6,0.7,0.8]", "A by a cat", [("A", [A]), ("a cat", [B])], []),
     ("llava", "a top of the hill [0.1,0.2,0.3,0.4]", "a top of the hill", [("a top of the hill", [A])], []),
     ("llava", "cat [0.3,0.4,0.1,0.2]", "cat", [("cat", [A])], ["swapped"]),
     ("llava", "cat [0.1,0.2,1.4,0.4]", "cat", [("cat", [(0.1, 0.2, 1.0, 0.4)])], ["clipped"]),
@@ -43,7 +43,7 @@ READ = [
     ("mmfuser", "cat [[100, 200, 300, 400]]", "cat", [("cat", [tuple(n / 999 for n in (100, 200, 300, 400))])], []),
     ("mmfuser", "[[0,0,999,999]]", "", [("", [(0, 0, 1, 1)])], []),
     ("pocket", "I see <p>the bus</p><r1>.", "I see the bus.", [("the bus", [1])], []),
-    ("pocket", "<p>two cats</p><r0><r2>, <p>a dog</p><r1>", "two cats, a dog", [("two cats", [0, 2]), ("a dog", [1])], []),
+    ("pocket", "<p>two</p><r0><r2>, <p>a dog</p><r1>", "two, a dog", [("two", [0, 2]), ("a dog", [1])], []),
     ("pocket", "<p>a bird</p>[0.12,0.30,0.55,0.80] flies", "a bird flies", [("a bird", [C])], []),
     ("pocket", "<p>a bird</p> [0.12,0.30,0.55,0.80]<r1> flies", "a bird flies", [("a bird", [C, 1])], []),
     ("pocket", "<p>a dog</p><r7> runs", "a dog runs", [], ["unknown index 7"]),
@@ -116,8 +116,9 @@ def test_a_prefix_never_shows_half_a_mark(name: str, raw: str) -> None:
 
 
 PARTS = [
-    "[", "]", "[[", "]]", "[0.1,", "0.2,0.3,0.4]", "[0.1, 0.2, 0.3, 0.4]", "<p>", "</p>", "<r", "1>", "<r0>", "<r9>", " ", "\n", ", ", ";",
-    "a dog", "The cat", " and ", ".", "<", ">", "nan", "1e400", "-", "猫", "\u202e", "\x00", "[[1,2],[3]]", "{", "}", "<loc_1>", "[1,2,3,4]",
+    "[", "]", "[[", "]]", "[0.1,", "0.2,0.3,0.4]", "[0.1, 0.2, 0.3, 0.4]", "<p>", "</p>", "<r", "1>", "<r0>", "<r9>",
+    " ", "\n", ", ", ";", "a dog", "The cat", " and ", ".", "<", ">", "nan", "1e400", "-", "猫", "\u202e", "\x00",
+    "[[1,2],[3]]", "{", "}", "<loc_1>", "[1,2,3,4]",
 ]  # fmt: skip
 
 
@@ -146,7 +147,8 @@ def test_the_clean_text_holds_no_mark_that_could_be_read(name: str) -> None:
 
 # Texts that grow with n and tempt a pattern to look again and again.
 GROWING = [
-    "a dog [0.1,0.2,0.3,0.4] and ", "[0.1,0.2,0.3,0.4] ", "[", "[[", "<p>", "</p>", "<r1>", "<r", "[1,", "1,", " ", "a [1,2,3", ",;", "<p>a</p><r1> ",
+    "a dog [0.1,0.2,0.3,0.4] and ", "[0.1,0.2,0.3,0.4] ", "[", "[[", "<p>", "</p>", "<r1>", "<r", "[1,", "1,", " ",
+    "a [1,2,3", ",;", "<p>a</p><r1> ",
 ]  # fmt: skip
 
 
@@ -235,7 +237,7 @@ def test_a_box_of_four_pixels_survives_the_whole_way() -> None:
 
 
 def test_importing_the_dialects_needs_neither_torch_nor_gradio_nor_numpy() -> None:
-    code = "import sys, mmchat.dialect; print([name for name in ('torch', 'gradio', 'numpy', 'PIL') if name in sys.modules])"
+    code = "import sys, mmchat.dialect; print([n for n in ('torch', 'gradio', 'numpy', 'PIL') if n in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 
