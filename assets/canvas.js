@@ -129,7 +129,7 @@ function under(at) {
 }
 
 function outline(place) {
-  if (place.kind === 'box') return place.box;
+  if (place.box) return place.box;
   if (place.kind === 'point') return [...place.point, ...place.point];
   const xs = place.points.map((point) => point[0]);
   const ys = place.points.map((point) => point[1]);

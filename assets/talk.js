@@ -96,6 +96,7 @@ document.addEventListener('click', (event) => {
 let count = 0;
 function followed() {
   const talk = element.querySelector('.mm-talk');
+  if (!talk) return; // the template is not filled yet
   const now = answers().length;
   if (now !== count) {
     pinned = null; // a new answer is what one wants to see

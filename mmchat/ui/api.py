@@ -7,84 +7,99 @@ from typing import Any
 
 import gradio as gr
 
-from mmchat.desk import Ask, Desk, Limits, Turn
+from mmchat.desk import Answer, Ask, Desk, Limits, Turn
 from mmchat.export import answer_json
-from mmchat.geometry import Box, Point, Region, open_image
+from mmchat.geometry import Region, open_image, region
+
+HIDDEN = {"visible": False}
+Json = dict[str, Any]
 
 
 def endpoints(
     desk: Desk,
+    name: Callable[[], str],
     models: Callable[[], Sequence[Mapping[str, Any]]],
-    read: Callable[..., dict[str, Any]] | None,
+    read: Callable[..., Json] | None,
     queue: Mapping[str, Any],
 ) -> None:
-    """Adds the endpoints to the page that is being built. `queue`: the queue id and limit of events that touch the model."""
+    """Adds the endpoints to the page that is being built.
 
-    def ask(image: str | None, text: str, regions: list[Any] | None = None, task: str | None = None, seed: float | None = 0) -> dict[str, Any]:
-        """Ask about a picture.
+    name: the open model's now; queue: id and limit of the events that touch the model.
+    """
 
-        regions: list of [x0, y0, x1, y1] or [x, y] in pixels of the upright picture, @1 is the first; task: one of the family's.
+    def ask(
+        image: str | None,
+        text: str,
+        regions: list[Any] | None = None,
+        task: str | None = None,
+        seed: float | None = 0,
+    ) -> Json:
+        """Ask about a picture: text may say @1, @2.
+
+        regions: list of [x0, y0, x1, y1] or [x, y] in pixels of the upright picture; task: one of the family's or none.
         """
-        try:
-            return answered(desk, image, text, regions, task, seed)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        return _told(answered, desk, name(), image, text, regions, task, seed)
 
-    def listed() -> list[dict[str, Any]]:
+    def listed() -> list[Json]:
         """The model families, where their weights are, and what is missing."""
         return [dict(row) for row in models()]
 
-    hidden = {"visible": False}
-    trigger, result = gr.Button(**hidden), gr.JSON(**hidden)
-    inputs = [
-        gr.File(label="image", **hidden), gr.Textbox(label="text", **hidden), gr.JSON(label="regions", value=None, **hidden),
-        gr.Textbox(label="task", value=None, **hidden), gr.Number(label="seed", value=0, precision=0, **hidden),
-    ]  # fmt: skip
+    trigger, result = gr.Button(**HIDDEN), gr.JSON(**HIDDEN)
+    inputs: list[Any] = [gr.File(label="image", **HIDDEN), gr.Textbox(label="text", **HIDDEN)]
+    inputs += [gr.JSON(label="regions", value=None, **HIDDEN), gr.Textbox(label="task", value=None, **HIDDEN)]
+    inputs += [gr.Number(label="seed", value=0, precision=0, **HIDDEN)]
     trigger.click(ask, inputs, [result], api_name="ask", **queue)
     trigger.click(listed, None, [result], api_name="models", queue=False)
     if read is None:
         return
 
-    def read_text(dialect: str, text: str, size: list[Any] | None, fit: list[Any] | None = None, candidates: list[Any] | None = None) -> dict[str, Any]:
-        """Read a model's text: phrases with places in pixels. size, fit: [width, height]; candidates: boxes that numbers refer to."""
-        try:
-            return read(dialect, text, size, fit, candidates)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+    def read_text(
+        dialect: str,
+        text: str,
+        size: list[Any] | None,
+        fit: list[Any] | None = None,
+        candidates: list[Any] | None = None,
+    ) -> Json:
+        """Read a model's text: clean words, phrases with places in pixels, and what was dropped.
 
-    fields = [gr.Textbox(label=name, **hidden) for name in ("dialect", "text")]
-    fields += [gr.JSON(label=name, value=None, **hidden) for name in ("size", "fit", "candidates")]
+        size, fit: [width, height] of the upright and of the fitted picture; candidates: boxes that numbers refer to.
+        """
+        return _told(read, dialect, text, size, fit, candidates)
+
+    fields: list[Any] = [gr.Textbox(label=name, **HIDDEN) for name in ("dialect", "text")]
+    fields += [gr.JSON(label=name, value=None, **HIDDEN) for name in ("size", "fit", "candidates")]
     trigger.click(read_text, fields, [result], api_name="read", queue=False)
 
 
-def answered(desk: Desk, image: str | None, text: str, regions: list[Any] | None, task: str | None, seed: float | None) -> dict[str, Any]:
+def _told(function: Callable[..., Json], *arguments: Any) -> Json:
+    """The function's JSON; its ValueError reaches the client as the one sentence it is."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def answered(
+    desk: Desk, name: str, image: str | None, text: str, regions: list[Any] | None, task: str | None, seed: float | None
+) -> Json:
     """One question asked to its end, as JSON of the `ask` command. ValueError with cause and remedy for bad input."""
     if not image:
         raise ValueError("There is no picture: hand a file over as `image`.")
     picture = open_image(image)
-    turn = Turn("user", text or "", tuple(region_of(values, picture.size) for values in regions or ()), images=(0,))
-    limits = Limits(seed=int(seed or 0))
-    last = None
-    for last in desk.answer(Ask((picture,), (turn,), task or None, limits)):
-        pass
+    drawn = tuple(region_of(values, number, picture.size) for number, values in enumerate(regions or (), 1))
+    turn = Turn("user", text or "", drawn, images=(0,))
+    last: Answer | None = None
+    for growing in desk.answer(Ask((picture,), (turn,), task or None, Limits(seed=int(seed or 0)))):
+        last = growing
     if last is None:
         raise ValueError("The model gave no answer: look at its state in the Model tab.")
-    return answer_json(last, picture.size, desk.engine.family.name, desk.engine.precision)
+    return answer_json(last, picture.size, name, desk.engine.precision)
 
 
-def region_of(values: object, size: tuple[int, int]) -> Region:
+def region_of(values: object, number: int, size: tuple[int, int]) -> Region:
     """[x0, y0, x1, y1] or [x, y] in pixels as a region; ValueError where that is no place on the picture."""
-    width, height = size
-    good = isinstance(values, list) and len(values) in (2, 4) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if not good:
-        raise ValueError(f"A region is [x0, y0, x1, y1] or [x, y] in pixels, not {str(values)[:60]}.")
-    assert isinstance(values, list)
-    xs, ys = [v / width for v in values[0::2]], [v / height for v in values[1::2]]
-    if not all(0 <= v <= 1 for v in (*xs, *ys)):
-        raise ValueError(f"Region {values} lies outside the picture of {width} x {height} pixels: give places inside it.")
-    if len(values) == 2:
-        return Region("point", Box(xs[0], ys[0], xs[0], ys[0]), (Point(xs[0], ys[0]),))
-    box = Box(min(xs), min(ys), max(xs), max(ys))
-    if box.x0 == box.x1 or box.y0 == box.y1:
-        raise ValueError(f"Region {values} has no area: give two different corners.")
-    return Region("box", box)
+    good = isinstance(values, list) and len(values) in (2, 4) and all(type(value) in (int, float) for value in values)
+    if not good or not isinstance(values, list):
+        raise ValueError(f"Region {number} must be [x0, y0, x1, y1] or [x, y] in pixels, not {str(values)[:60]}.")
+    unit = [value / size[axis % 2] for axis, value in enumerate(values)]
+    return region({"kind": "point", "points": [unit]} if len(unit) == 2 else {"kind": "box", "box": unit}, number)

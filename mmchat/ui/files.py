@@ -4,42 +4,64 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from pathlib import Path
 
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
 from mmchat import export, paint
-from mmchat.desk import Answer, Desk
+from mmchat.desk import Answer
 from mmchat.ui.canvas import Surface
 from mmchat.ui.steps import last_answer, picture_of
 from mmchat.ui.words import Talk
 
 # What is offered -> the ending of the file.
-FORMS = {"Picture with boxes (PNG)": "png", "Answer (JSON)": "json", "COCO (JSON)": "coco.json"}
+FORMS = {
+    "Picture with boxes (PNG)": "png",
+    "Answer (JSON)": "json",
+    "COCO (JSON)": "coco.json",
+    "YOLO (ZIP)": "yolo.zip",
+    "Pascal VOC (XML)": "voc.xml",
+    "Table (CSV)": "csv",
+    "Label Studio (JSON)": "label-studio.json",
+}
 
 
-def save(desk: Desk, surface: Surface | None, talk: Talk, form: str, cache: str) -> str:
-    """The path of a file in Gradio's cache, named after the picture. ValueError where there is no picture or no answer."""
+def save(surface: Surface | None, talk: Talk, form: str, model: tuple[str, str], cache: str) -> str:
+    """The path of a file in Gradio's cache, named after the picture. ValueError without a picture or an answer.
+
+    model: name and precision of the model that answered.
+    """
     image, answer = picture_of(surface), last_answer(talk)
     if answer is None:
         raise ValueError("There is no answer yet: ask something about the picture first.")
     assert surface is not None and surface.image is not None
-    name = Path(surface.image.orig_name or "picture").stem or "picture"
+    name = surface.image.orig_name or "picture.png"
     ending = FORMS.get(form, "png")
-    return save_bytes_to_cache(content(desk, image, answer, ending, surface.image.orig_name or "picture"), f"{name}-mmchat.{ending}", cache)
+    data = content(image, answer, ending, name, model)
+    return save_bytes_to_cache(data, f"{Path(name).stem or 'picture'}-mmchat.{ending}", cache)
 
 
-def content(desk: Desk, image: Image.Image, answer: Answer, ending: str, name: str) -> bytes:
-    """The file's bytes."""
+def content(image: Image.Image, answer: Answer, ending: str, name: str, model: tuple[str, str]) -> bytes:
+    """The file's bytes. name: the picture's file name as formats mention it;"""
+    named = (name, image.size, answer)
     if ending == "png":
         buffer = io.BytesIO()
         paint.answer(image, answer).save(buffer, "PNG")
         return buffer.getvalue()
-    if ending == "json":
-        return _json(export.answer_json(answer, image.size, desk.engine.family.name, desk.engine.precision))
-    return _json(export.coco([(name, image.size, answer)]))
-
-
-def _json(value: object) -> bytes:
+    if ending == "yolo.zip":
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+            for file, text in export.yolo([named]).items():
+                packed.writestr(file, text)
+        return buffer.getvalue()
+    if ending in ("voc.xml", "csv"):
+        return (export.voc(*named) if ending == "voc.xml" else export.table([named])).encode()
+    if ending == "coco.json":
+        value: object = export.coco([named])
+    elif ending == "label-studio.json":
+        value = export.label_studio([named])
+    else:
+        value = export.answer_json(answer, image.size, *model)
     return json.dumps(value, ensure_ascii=False, indent=2).encode()

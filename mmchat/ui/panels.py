@@ -1,11 +1,11 @@
-"""What stands around picture and talk: the head of the page, the heat map's holder, details of an answer, the list of models.
+"""What stands around picture and talk: the head of the page, heat maps, details of an answer, the list of models.
 
 All text from models, files and users is escaped; the tags are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -14,9 +14,9 @@ from gradio.data_classes import FileData, GradioModel
 from PIL import Image
 
 from mmchat.desk import Answer, Desk
-from mmchat.geometry import Box, Place, Point
-from mmchat.ui.canvas import ASSETS, shown_copy
-from mmchat.ui.words import colour
+from mmchat.geometry import Box, Place, Point, Polygon, outline
+from mmchat.paint import colour
+from mmchat.ui.canvas import shown_copy, typed_html
 
 HEATS = {
     "before": "Feature norm before the fuser",
@@ -39,27 +39,9 @@ class HeatMap(GradioModel):
     scale: bool = True
 
 
-class HeatHolder(gr.HTML):
-    """Carries a heat map to the browser, which lays it over the picture."""
-
-    data_model = HeatMap
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(
-            html_template='<div class="mm-heat-note"></div>',
-            js_on_load=(ASSETS / "heat.js").read_text("utf-8"),
-            apply_default_css=False,
-            **kwargs,
-        )
-
-    def preprocess(self, payload: HeatMap | None) -> HeatMap | None:
-        return payload
-
-    def postprocess(self, value: HeatMap | None) -> HeatMap | None:
-        return value
-
-    def api_info(self) -> dict[str, Any]:
-        return self.data_model.model_json_schema()
+def heat_holder(**kwargs: Any) -> gr.HTML:
+    """Carries a `HeatMap` to the browser, which lays it over the picture."""
+    return typed_html(HeatMap, ("heat.js",), html_template='<div class="mm-heat-note"></div>', **kwargs)
 
 
 def heat_choices(kinds: Sequence[str]) -> list[tuple[str, str]]:
@@ -77,38 +59,44 @@ def head_html(desk: Desk) -> str:
     )
 
 
-def welcome_html(desk: Desk) -> str:
-    """What the empty talk says: what can be done, and what to expect of the model."""
+def welcome_html() -> str:
+    """What the empty talk says: what can be done."""
     starters = ["Describe this picture with places.", "Where is the person?", "What is @1?"]
     chips = "".join(
-        f'<button type="button" class="mm-button mm-starter" data-text="{escape(text)}">{escape(text)}</button>' for text in starters
+        f'<button type="button" class="mm-button mm-starter" data-text="{escape(text)}">{escape(text)}</button>'
+        for text in starters
     )
     return (
-        '<div class="mm-welcome"><h3>Ask about the picture</h3><p>Answers come with places: each coloured phrase belongs to the box of'
-        " its colour. Drag on the picture to mark a region and call it @1.</p>"
-        f'<div class="mm-starters">{chips}</div><p class="mm-quiet">{escape(desk.engine.family.about)}</p></div>'
+        '<div class="mm-welcome"><h3>Ask about the picture</h3><p>Answers come with places: each coloured phrase'
+        " belongs to the box of its colour. Drag on the picture to mark a region and call it @1.</p>"
+        f'<div class="mm-starters">{chips}</div></div>'
     )
 
 
 def details_html(answer: Answer | None, size: tuple[int, int] | None) -> str:
     """The raw answer, every place in pixels with its score, what was left out and why, and the run's counters."""
     if answer is None or size is None:
-        return '<p class="mm-quiet">Ask something: the raw answer, its places in pixels, and what was left out stand here.</p>'
-    places = [
-        (index, answer.text[span.start : span.end], place, _score(answer, index, number), _region(span.regions, number))
+        return '<p class="mm-quiet">After an answer: its raw text, its places in pixels, and what was left out.</p>'
+    rows = _rows(
+        (
+            f'<i class="mm-swatch" style="--mark:{colour(index)}"></i>'
+            + (escape(answer.text[span.start : span.end]) or "–"),
+            _pixels(place, size),
+            _number(_at(answer.scores[index : index + 1], number), ".2f"),
+            _number(_at((span.regions,), number), "d"),
+        )
         for index, span in enumerate(answer.spans)
         for number, place in enumerate(span.places)
-    ]
-    rows = "".join(
-        f'<tr><td><i class="mm-swatch" style="--mark:{colour(index)}"></i>{escape(phrase) or "–"}</td><td>{_pixels(place, size)}</td>'
-        f"<td>{'–' if score is None else f'{score:.2f}'}</td><td>{'–' if region is None else region}</td></tr>"
-        for index, phrase, place, score, region in places
     )
-    dropped = "".join(
-        f"<tr><td>{item.start}–{item.end}</td><td><code>{escape(answer.raw[item.start : item.end])}</code></td><td>{escape(item.reason)}</td></tr>"
+    dropped = _rows(
+        (
+            f"{item.start}–{item.end}",
+            f"<code>{escape(answer.raw[item.start : item.end])}</code>",
+            escape(item.reason),
+        )
         for item in answer.dropped
     )
-    notes = "".join(f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in answer.notes)
+    notes = _rows((escape(str(name)), escape(str(value))) for name, value in answer.notes)
     return (
         f'<section class="mm-details"><h4>Raw answer</h4><pre class="mm-raw">{escape(answer.raw)}</pre>'
         + _table("Places", "Phrase|Pixels|Score|Candidate", rows, "No places in this answer.")
@@ -118,44 +106,54 @@ def details_html(answer: Answer | None, size: tuple[int, int] | None) -> str:
     )
 
 
+def _rows(rows: Iterable[Sequence[str]]) -> str:
+    """Table rows of cells that are escaped already."""
+    return "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+
+
 def _table(title: str, heads: str, rows: str, none: str) -> str:
     if not rows:
         return f'<h4>{title}</h4><p class="mm-quiet">{none}</p>'
     cells = "".join(f"<th>{head}</th>" for head in heads.split("|"))
-    return f'<h4>{title}</h4><div class="mm-scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
+    table = f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<h4>{title}</h4><div class="mm-scroll">{table}</div>'
 
 
-def _score(answer: Answer, index: int, number: int) -> float | None:
-    row = answer.scores[index] if index < len(answer.scores) else ()
-    return row[number] if number < len(row) else None
+def _at(rows: Sequence[Sequence[float | None]], number: int) -> float | None:
+    """That entry of the first row, or None where row or entry is missing."""
+    return rows[0][number] if rows and number < len(rows[0]) else None
 
 
-def _region(regions: Sequence[int | None], number: int) -> int | None:
-    return regions[number] if number < len(regions) else None
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _pixels(place: Place, size: tuple[int, int]) -> str:
-    width, height = size
-    if isinstance(place, Box):
-        return f"{place.x0 * width:.0f}, {place.y0 * height:.0f} – {place.x1 * width:.0f}, {place.y1 * height:.0f}"
     if isinstance(place, Point):
-        return f"{place.x * width:.0f}, {place.y * height:.0f}"
-    return f"outline of {len(place.points)} points"
+        return f"{place.x * size[0]:.0f}, {place.y * size[1]:.0f}"
+    x0, y0, x1, y1 = outline(place).pixels(size)
+    kind = (
+        ""
+        if isinstance(place, Box)
+        else f" (outline of {len(place.points)} points)"
+        if isinstance(place, Polygon)
+        else " (mask)"
+    )
+    return f"{x0:.0f}, {y0:.0f} – {x1:.0f}, {y1:.0f}{kind}"
 
 
 def models_html(rows: Sequence[Mapping[str, Any]], opened: str) -> str:
     """The models there are: which is open, which lack their weights."""
     lines = []
     for row in rows:
-        name = str(row.get("name", ""))
-        missing = row.get("missing")
+        name, missing = str(row.get("name", "")), row.get("missing")
+        if isinstance(missing, list | tuple):
+            missing = ", ".join(map(str, missing))
         state = "open" if name == opened else "not here" if missing else "ready"
-        why = f": {', '.join(map(str, missing))}" if isinstance(missing, list | tuple) and missing else f": {missing}" if missing else ""
+        why = f" <small>{escape(str(missing))}</small>" if missing and name != opened else ""
         about = str(row.get("about") or row.get("title") or "")
-        lines.append(
-            f"<tr><td><b>{escape(name)}</b></td><td>{escape(about)}</td><td>{state}<small>{escape(why)}</small></td></tr>"
-        )
-    return _table("Models here", "Name|What it is|State", "".join(lines), "Only the open model is known.")
+        lines.append((f"<b>{escape(name)}</b>", escape(about), state + why))
+    return _table("Models here", "Name|What it is|State", _rows(lines), "Only the open model is known.")
 
 
 def model_names(rows: Sequence[Mapping[str, Any]], opened: str) -> list[str]:
@@ -167,7 +165,8 @@ def model_names(rows: Sequence[Mapping[str, Any]], opened: str) -> list[str]:
 def heat_map(painted: Image.Image, kind: str, about: str, cache: str) -> HeatMap:
     """A heat map with its caption, ready for the browser."""
     subject = f", about {about.strip()}" if about.strip() else ""
-    return HeatMap(image=shown_copy(painted, cache), note=f"{HEATS.get(kind, kind)}{subject}", scale="pca" not in kind)
+    note = str(painted.info.get("note") or f"{HEATS.get(kind, kind)}{subject}")
+    return HeatMap(image=shown_copy(painted, cache), note=note, scale="pca" not in kind)
 
 
 def opening_html(name: str) -> str:
@@ -176,12 +175,16 @@ def opening_html(name: str) -> str:
 
 
 HELP = """<section class="mm-details"><h4>With the mouse or a finger</h4>
-<p>Drag draws a box, the second tool places a point, the third moves what is drawn. Click a box of the answer to light its phrase,
-a phrase to keep only its boxes; click again to see all.</p>
+<p>Drag draws a box, the second tool places a point, the third moves what is drawn. Click a box of the answer to light
+its phrase, a phrase to keep only its boxes; click again to see all.</p>
 <h4>With the keyboard</h4><div class="mm-scroll"><table><tbody>
 <tr><td><kbd>Tab</kbd></td><td>to the picture, then <kbd>Enter</kbd> for a drawing cross</td></tr>
-<tr><td><kbd>← ↑ → ↓</kbd></td><td>move the cross or the selected region; with <kbd>Shift</kbd> finer, or size the region</td></tr>
+<tr><td><kbd>← ↑ → ↓</kbd></td>
+<td>move the cross or the selected region; with <kbd>Shift</kbd> finer, or size the region</td></tr>
 <tr><td><kbd>Enter</kbd></td><td>set a corner; <kbd>P</kbd> a point</td></tr>
-<tr><td><kbd>Delete</kbd> <kbd>Ctrl Z</kbd> <kbd>Esc</kbd></td><td>delete the selected region, undo, let go</td></tr>
-<tr><td><kbd>Enter</kbd> in the question</td><td>send; <kbd>Shift Enter</kbd> a new line</td></tr></tbody></table></div>
-<h4>Private</h4><p>Pictures and talks stay on the machine that runs this page; nothing is logged and nothing is fetched from outside.</p></section>"""
+<tr><td><kbd>Delete</kbd> <kbd>Ctrl Z</kbd> <kbd>Esc</kbd></td>
+<td>delete the selected region, undo, let go</td></tr>
+<tr><td><kbd>Enter</kbd> in the question</td><td>send; <kbd>Shift Enter</kbd> a new line</td></tr>
+</tbody></table></div>
+<h4>Private</h4><p>Pictures and talks stay on the machine that runs this page; nothing is logged and nothing is fetched
+from outside.</p></section>"""

@@ -1,4 +1,4 @@
-"""What happens when a button is pressed, without a widget: questions begin, grow and settle; heat maps and files are made.
+"""What happens when a button is pressed, without a widget: questions begin, grow and settle; heat maps are made.
 
 Each step takes and gives plain values (a `Surface`, a tuple of `Exchange`), so that it can be tested without a page.
 """
@@ -13,15 +13,13 @@ from dataclasses import replace
 
 from PIL import Image
 
-from mmchat.desk import Answer, Ask, Desk, Limits, Turn
+from mmchat.desk import LONGEST, MENTION, Answer, Ask, Desk, Limits, Turn
 from mmchat.geometry import Region, open_image
 from mmchat.ui.canvas import Surface, regions_of
 from mmchat.ui.words import Exchange, Talk
 
-LONGEST = 4000  # characters of a question
 PAUSE = 0.05  # seconds between two updates of the page: each one carries the whole talk
 LIVELIER = 0.6  # temperature of a second try, which would else say the same again
-_MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
 
 
 def picture_of(surface: Surface | None) -> Image.Image:
@@ -39,7 +37,7 @@ def digest_of(surface: Surface) -> str:
 
 
 def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str | None) -> Talk:
-    """The talk with a new question at its end, waiting for its answer. ValueError with cause and remedy where it cannot be asked.
+    """The talk with a new question at its end, waiting for its answer. ValueError where it cannot be asked.
 
     Another picture or another model begins a new talk. A question that failed is not kept: the model has not seen it.
     """
@@ -58,7 +56,7 @@ def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str 
     needs = asked.needs if asked else "phrase"
     drawn = regions_of(surface)
     shown = text
-    if needs == "region" and not _MENTION.search(text) and surface.selected in drawn:
+    if needs == "region" and not MENTION.search(text) and surface.selected in drawn:
         shown = f"@{surface.selected} {text}".strip()
     if not shown and needs == "phrase":
         raise ValueError("The question is empty: write what you want to know or find.")
@@ -85,23 +83,23 @@ def renumbered(text: str, drawn: dict[int, Region], known: list[Region]) -> tupl
             raise ValueError(f"There is no region @{match[1]} on the picture (drawn: {have}): draw it or name another.")
         return f"@{every.index(region) + 1}"
 
-    return _MENTION.sub(number, text), tuple(new)
+    return MENTION.sub(number, text), tuple(new)
 
 
 def turns_of(talk: Talk) -> tuple[Turn, ...]:
-    """The talk as the model reads it: its own earlier answers raw, with the numbers it wrote. Ends with the last question."""
+    """The talk as the model reads it: its earlier answers raw, with the numbers it wrote, and the last question."""
     turns: list[Turn] = []
     for exchange in talk[:-1]:
         turns += [exchange.question, Turn("assistant", exchange.answer.raw if exchange.answer else "")]
     return (*turns, talk[-1].question)
 
 
-def speak(desk: Desk, surface: Surface | None, talk: Talk, limits: Limits = Limits()) -> Iterator[Talk]:
-    """The talk as its last answer grows, at most one step in PAUSE seconds and the last one always. Closing it stops the model."""
+def speak(desk: Desk, surface: Surface | None, talk: Talk, limits: Limits | None = None) -> Iterator[Talk]:
+    """The talk as its last answer grows, one step in PAUSE seconds and always the last. Closing it stops the model."""
     if not talk or not talk[-1].running:
         return
     exchange = talk[-1]
-    image = picture_of(surface)
+    image, limits = picture_of(surface), limits or Limits()
     if exchange.attempt:
         limits = replace(limits, temperature=max(limits.temperature, LIVELIER), seed=limits.seed + exchange.attempt)
     answers = desk.answer(Ask((image,), turns_of(talk), exchange.task, limits))
@@ -131,14 +129,14 @@ def again(talk: Talk) -> Talk:
 
 
 def heat(desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, about: str) -> Image.Image:
-    """The picture under a heat map. `about`: "" nothing in particular (a selected region stands in), "@1" a region, else a phrase."""
+    """The picture under a heat map. about: "" nothing (or the selected region), "@1" a region, or a phrase."""
     image = picture_of(surface)
     assert surface is not None
     if not kind:
         raise ValueError("This model has no heat maps: open another one in the Model tab.")
     drawn = regions_of(surface)
     about = (about or "").strip()
-    match = _MENTION.fullmatch(about)
+    match = MENTION.fullmatch(about)
     if match and int(match[1]) not in drawn:
         raise ValueError(f"There is no region {about} on the picture: draw it, or leave the field empty.")
     subject = drawn[int(match[1])] if match else about or drawn.get(surface.selected or 0)

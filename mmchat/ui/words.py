@@ -1,30 +1,27 @@
 """Words for the page: a talk as escaped HTML, its phrases tied to their places, and cards for what went wrong.
 
-Everything a model or a user wrote passes through `escape`; the only tags in the result are ours. A phrase carries its places as
-data (unit square of the upright picture), so that the drawing surface shows what the text shows and nothing else.
+Everything a model or a user wrote passes through `escape`; the only tags in the result are ours. A phrase carries its
+places as data (unit square of the upright picture), so the drawing surface shows what the text shows, nothing else.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from html import escape
 
-from mmchat.desk import Answer, Turn
-from mmchat.geometry import Box, Place, Point
-from mmchat.paint import PALETTE
-
-_MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
+from mmchat.desk import MENTION, Answer, Turn
+from mmchat.geometry import Box, Mask, Place, Point
+from mmchat.paint import colour
 
 
 @dataclass(frozen=True)
 class Exchange:
     """A question of the talk and its answer.
 
-    `shown` is the question as the user wrote it (its @numbers are those of the drawing surface; the turn's count over the talk).
-    `picture` is the digest of the picture asked about, `model` the family asked. `ended` tells why a finished exchange has no whole
-    answer: "stopped" or "failed".
+    `shown` is the question as the user wrote it: its @numbers are those of the drawing surface, the turn's count over
+    the talk. `picture` is the digest of the picture asked about, `model` the family asked. `ended` tells why a finished
+    exchange has no whole answer: "stopped" or "failed".
     """
 
     question: Turn
@@ -49,11 +46,6 @@ class Exchange:
 Talk = tuple[Exchange, ...]
 
 
-def colour(index: int) -> str:
-    """The colour (#rrggbb) of the phrase with that number: the same in text, on the picture and in the painted file."""
-    return PALETTE[index % len(PALETTE)]
-
-
 def phrases(answer: Answer) -> list[dict[str, object]]:
     """Each span with text, colour and places as plain data: what `data-places` holds and the drawing surface draws."""
     out = []
@@ -76,6 +68,9 @@ def _place(place: Place) -> dict[str, object]:
         return {"kind": "box", "box": _rounded(place.x0, place.y0, place.x1, place.y1)}
     if isinstance(place, Point):
         return {"kind": "point", "point": _rounded(place.x, place.y)}
+    if isinstance(place, Mask):
+        box = place.box
+        return {"kind": "mask", "box": _rounded(box.x0, box.y0, box.x1, box.y1)}
     return {"kind": "polygon", "points": [_rounded(point.x, point.y) for point in place.points]}
 
 
@@ -84,9 +79,11 @@ def _rounded(*values: float) -> list[float]:
 
 
 def answer_html(answer: Answer, turn: int) -> str:
-    """The clean text with its phrases marked. Where spans overlap, the later one keeps what is left of it; one without words gets a chip."""
+    """The clean text with its phrases marked. Of overlapping spans the later keeps what is left; none left: a chip."""
     parts, end = [], 0
-    for found in sorted(phrases(answer), key=lambda found: (answer.spans[int(str(found["span"]))].start, found["span"])):
+    for found in sorted(
+        phrases(answer), key=lambda found: (answer.spans[int(str(found["span"]))].start, found["span"])
+    ):
         span = answer.spans[int(str(found["span"]))]
         start, stop = max(span.start, end), max(span.end, end)
         parts.append(escape(answer.text[end:start]))
@@ -106,7 +103,8 @@ def _phrase(found: dict[str, object], words: str, turn: int) -> str:
     inner = escape(words) if words.strip() else f'<span class="mm-spot" aria-hidden="true">{span + 1}</span>'
     return (
         f'<span class="mm-phrase" role="button" tabindex="0" aria-pressed="false" id="mm-phrase-{turn}-{span}"'
-        f' data-turn="{turn}" data-span="{span}" data-text="{escape(str(found["text"]))}" data-colour="{found["colour"]}"'
+        f' data-turn="{turn}" data-span="{span}" data-text="{escape(str(found["text"]))}"'
+        f' data-colour="{found["colour"]}"'
         f' data-places="{escape(json.dumps(places))}" style="--mark:{found["colour"]}" title="{escape(title)}"'
         f' aria-label="{escape(title)}">{inner}</span>'
     )
@@ -114,7 +112,7 @@ def _phrase(found: dict[str, object], words: str, turn: int) -> str:
 
 def question_html(text: str) -> str:
     """The user's words, @1 and the like set as badges."""
-    return _MENTION.sub(r'<span class="mm-badge">@\1</span>', escape(text)).replace("\n", "<br>")
+    return MENTION.sub(r'<span class="mm-badge">@\1</span>', escape(text)).replace("\n", "<br>")
 
 
 def talk_html(talk: Talk, welcome: str = "", tasks: dict[str, str] | None = None) -> str:
@@ -137,8 +135,10 @@ def _answered(exchange: Exchange, turn: int) -> str:
     body = answer_html(answer, turn) if answer is not None else ""
     if exchange.running:
         body += '<span class="mm-caret" aria-hidden="true"></span>'
-        if answer is None:
-            body = f'<span class="mm-quiet">Looking at the picture</span>{body}'
+        if answer is None or not answer.text:
+            ahead = dict(answer.notes).get("waiting") if answer is not None else None
+            doing = f"Waiting for the model, {ahead} ahead" if ahead else "Looking at the picture"
+            body = f'<span class="mm-quiet">{doing}</span>{body}'
     elif not body.strip():
         body = f'<span class="mm-quiet">{"No answer" if exchange.ended else "The model said nothing."}</span>'
     return (
@@ -167,14 +167,18 @@ def _foot(exchange: Exchange) -> str:
 def card(error: BaseException | str, title: str = "") -> str:
     """A failure as a card: what happened, why, and what to do."""
     if isinstance(error, MemoryError) or "outofmemory" in type(error).__name__.lower():
-        title, text = title or "Out of memory", "The model needed more memory than is free: take a smaller picture, or NF4 in the Model tab."
+        title = title or "Out of memory"
+        text = "The model needed more memory than is free: take a smaller picture, or NF4 in the Model tab."
     elif isinstance(error, str | ValueError):
         text = str(error) or "The input could not be used: try another one."
     else:
         title = title or "Something broke"
-        text = f"An unexpected {type(error).__name__} stopped this step; the log has its trace. Try again, or start a new chat."
+        text = (
+            f"An unexpected {type(error).__name__} stopped this step, the log has its trace: try again or begin anew."
+        )
     text = text[:1].upper() + text[1:]
     return (
-        f'<div class="mm-card" role="alert"><strong>{escape(title or "That did not work")}</strong><p>{escape(text)}</p>'
+        f'<div class="mm-card" role="alert"><strong>{escape(title or "That did not work")}</strong>'
+        f"<p>{escape(text)}</p>"
         '<button type="button" class="mm-dismiss" aria-label="Dismiss">×</button></div>'
     )

@@ -1,0 +1,158 @@
+"""The page's widgets and where they stand: picture, talk, tabs. What they do is wired in `page`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from mmchat.desk import Desk
+from mmchat.ui import files, panels
+from mmchat.ui.canvas import ASSETS, picture_canvas, thumbnails
+from mmchat.ui.words import Talk, talk_html
+
+PLAIN = {"apply_default_css": False}
+SMALL = {"size": "sm", "scale": 0}
+
+
+@dataclass(frozen=True)
+class Widgets:
+    """Every widget that an event reads or writes."""
+
+    talk: gr.State
+    head: gr.HTML
+    picture_notice: gr.HTML
+    canvas: gr.HTML
+    chat: gr.HTML
+    notice: gr.HTML
+    task: gr.Radio
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    retry: gr.Button
+    back: gr.Button
+    new: gr.Button
+    kind: gr.Dropdown
+    about: gr.Textbox
+    opacity: gr.Slider
+    warm: gr.Button
+    cool: gr.Button
+    holder: gr.HTML
+    details: gr.HTML
+    form: gr.Dropdown
+    save: gr.Button
+    file: gr.DownloadButton
+    name: gr.Dropdown
+    precision: gr.Radio
+    load: gr.Button
+    state: gr.HTML
+    longest: gr.Slider
+    warmth: gr.Slider
+    seed: gr.Number
+
+
+def lay_out(desk: Desk, opened: str, rows: Sequence[Mapping[str, Any]], examples: list[Path], choice: bool) -> Widgets:
+    """All widgets, inside the page that is being built. opened: the open model; choice: whether it can change."""
+    found: dict[str, Any] = {"talk": gr.State(())}
+    found["head"] = gr.HTML(panels.head_html(desk), elem_id="mm-head", **PLAIN)
+    with gr.Row(elem_id="mm-main"):
+        with gr.Column(elem_id="mm-left"):
+            found["picture_notice"] = gr.HTML("", elem_classes="mm-notice", **PLAIN)
+            found["canvas"] = picture_canvas(elem_id="mm-canvas", label="Picture", examples=thumbnails(examples))
+        with gr.Column(elem_id="mm-right"):
+            found |= _talk_widgets(desk)
+        with gr.Column(elem_id="mm-below"), gr.Tabs():
+            with gr.Tab("Heat", elem_id="mm-tab-heat"):
+                found |= _heat_widgets(desk)
+            with gr.Tab("Details", elem_id="mm-tab-details"):
+                found["details"] = gr.HTML(panels.details_html(None, None), elem_id="mm-details", **PLAIN)
+            with gr.Tab("Save", elem_id="mm-tab-save"):
+                found |= _save_widgets()
+            with gr.Tab("Model", elem_id="mm-tab-model"):
+                found |= _model_widgets(opened, rows, choice)
+            with gr.Tab("Help", elem_id="mm-tab-help"):
+                gr.HTML(panels.HELP, **PLAIN)
+    return Widgets(**found)
+
+
+def _talk_widgets(desk: Desk) -> dict[str, Any]:
+    script = (ASSETS / "talk.js").read_text("utf-8")
+    chat = gr.HTML(chat_html(desk, ()), elem_id="mm-chat", js_on_load=script, **PLAIN)
+    notice = gr.HTML("", elem_classes="mm-notice", **PLAIN)
+    task = gr.Radio(**task_choice(desk), label="What to do", show_label=False, container=False, elem_id="mm-tasks")
+    with gr.Row(elem_id="mm-ask"):
+        question = gr.Textbox(
+            label="Question", show_label=False, placeholder="Ask about the picture", lines=1, max_lines=6,
+            container=False, scale=1, elem_id="mm-question",
+        )  # fmt: skip
+        send = gr.Button("Send", variant="primary", scale=0, min_width=76, elem_id="mm-send")
+        stop = gr.Button("Stop", variant="stop", scale=0, min_width=76, visible=False, elem_id="mm-stop")
+    with gr.Row(elem_id="mm-after"):
+        retry = gr.Button("Try again", min_width=0, elem_id="mm-retry", **SMALL)
+        back = gr.Button("Take back", min_width=0, elem_id="mm-back", **SMALL)
+        new = gr.Button("New chat", min_width=0, elem_id="mm-new", **SMALL)
+    return {
+        "chat": chat, "notice": notice, "task": task, "question": question, "send": send, "stop": stop,
+        "retry": retry, "back": back, "new": new,
+    }  # fmt: skip
+
+
+def _heat_widgets(desk: Desk) -> dict[str, Any]:
+    with gr.Row(elem_classes="mm-form"):
+        kind = gr.Dropdown(**heat_choice(desk), label="Kind", scale=2, min_width=160, elem_id="mm-heat-kind")
+        about = gr.Textbox(label="About", placeholder="@1 or a phrase", scale=1, min_width=110, elem_id="mm-heat-about")
+        opacity = gr.Slider(0, 1, 0.8, step=0.05, label="Opacity", scale=1, min_width=130, elem_id="mm-opacity")
+    with gr.Row(elem_classes="mm-form"):
+        warm = gr.Button("Show", variant="primary", min_width=90, elem_id="mm-heat-show", **SMALL)
+        cool = gr.Button("Hide", min_width=90, elem_id="mm-heat-hide", **SMALL)
+    holder = panels.heat_holder(elem_id="mm-heat")
+    return {"kind": kind, "about": about, "opacity": opacity, "warm": warm, "cool": cool, "holder": holder}
+
+
+def _save_widgets() -> dict[str, Any]:
+    gr.HTML('<p class="mm-quiet">The last answer with its places, as a file.</p>', **PLAIN)
+    with gr.Row(elem_classes="mm-form"):
+        form = gr.Dropdown(list(files.FORMS), label="Format", min_width=160, elem_id="mm-save-form")
+        save = gr.Button("Download", variant="primary", min_width=110, elem_id="mm-save", **SMALL)
+    return {"form": form, "save": save, "file": gr.DownloadButton("File", visible="hidden", elem_id="mm-file")}
+
+
+def _model_widgets(opened: str, rows: Sequence[Mapping[str, Any]], choice: bool) -> dict[str, Any]:
+    with gr.Row(elem_classes="mm-form", visible=choice):
+        name = gr.Dropdown(
+            panels.model_names(rows, opened), value=opened, label="Model", min_width=140, elem_id="mm-model-name"
+        )
+        precision = gr.Radio(panels.PRECISIONS, value="auto", label="Precision", elem_id="mm-model-precision")
+        load = gr.Button("Open", variant="primary", min_width=90, elem_id="mm-model-open", **SMALL)
+    state = gr.HTML(panels.models_html(rows, opened), elem_id="mm-models", **PLAIN)
+    with gr.Accordion("How it speaks", open=False):
+        longest = gr.Slider(16, 1024, 256, step=16, label="Longest answer (tokens)")
+        warmth = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature (0: always the likeliest word)")
+        seed = gr.Number(0, precision=0, label="Seed")
+    return {
+        "name": name, "precision": precision, "load": load, "state": state, "longest": longest, "warmth": warmth,
+        "seed": seed,
+    }  # fmt: skip
+
+
+def chat_html(desk: Desk, talk: Talk) -> str:
+    """The talk as the page shows it, or how to begin one."""
+    labels = {task.name: task.label for task in desk.engine.family.template.tasks if task.pattern != "{text}"}
+    return talk_html(talk, panels.welcome_html(), labels)
+
+
+def task_choice(desk: Desk) -> dict[str, Any]:
+    """The family's ways of asking, with asking freely chosen where there is such a one."""
+    tasks = desk.engine.family.template.tasks
+    choices = [(task.label, task.name) for task in tasks]
+    free = next((task.name for task in tasks if task.pattern == "{text}"), None)
+    return {"choices": choices, "value": free or (choices[0][1] if choices else None), "visible": len(choices) > 1}
+
+
+def heat_choice(desk: Desk) -> dict[str, Any]:
+    """The kinds of heat map that the open model gives."""
+    choices = panels.heat_choices(desk.engine.family.heats)
+    return {"choices": choices, "value": choices[0][1] if choices else None}
