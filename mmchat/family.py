@@ -56,6 +56,7 @@ class Family:
     heats: tuple[str, ...] = ()  # kinds of heat map this family can give
     licence: str = ""
     procedure: Callable[..., Any] | None = None
+    types: tuple[str, ...] = ()  # model_type of its config.json, beside the dwarf's
 
 
 @dataclass(frozen=True)

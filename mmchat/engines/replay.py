@@ -28,9 +28,7 @@ from mmchat.geometry import Box, Frame, Region, outline
 from mmchat.prompt import Piece, Slot, Task, Template
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "replay"
-NOTICE = (
-    "This is a recording: no model has seen the picture, and the places may not fit it."
-)
+NOTICE = "This is a recording: no model has seen the picture, and the places may not fit it."
 TOKEN = re.compile(r"<[a-z/]+\d*>|\s*[\w']+|\s*[^\w\s]|\s+")
 
 DIALECT = Marks(
@@ -67,7 +65,7 @@ FAMILY = Family(
     mention=lambda number, region, dialect, scene: (dialect.write((region.place,), None, scene),),
     dwarf={},
     takes=frozenset({"box", "point", "scribble"}),
-    heats=("norm", "likeness"),
+    heats=("feature norm", "likeness"),
 )
 
 
@@ -163,7 +161,7 @@ class ReplayEngine:
         side = picture.shape[-1] // cells
         blocks = picture[:, : side * cells, : side * cells].reshape(3, cells, side, cells, side)
         colours = blocks.mean((2, 4))
-        if want == "norm":
+        if want == "feature norm":
             heat, note = blocks.std((2, 4)).mean(0), "local contrast of the pixels"
         elif want == "likeness" and isinstance(about, Region):
             box = outline(about.place).clipped()

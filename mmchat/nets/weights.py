@@ -7,6 +7,7 @@ shards, which are opened for tensors only. The program downloads nothing.
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 import struct
@@ -304,6 +305,8 @@ def _pack(model: nn.Module, path: str, weight: torch.Tensor, precision: str, dty
     """Put a quantised layer in the place of a linear one. Its bias, if any, is assigned like any other parameter."""
     import bitsandbytes as bnb  # takes seconds to import and is only needed here
 
+    # It says at every single product that it casts what it quantises.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     plain = model.get_submodule(path)
     sizes = (plain.in_features, plain.out_features, plain.bias is not None)
     if precision == "nf4":

@@ -1,0 +1,387 @@
+"""See, speak and trace on a model in this process: pictures seen once, the talk's prefix kept from turn to turn."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from mmchat.engines.talks import (
+    Filled,
+    Part,
+    Talk,
+    agreeing,
+    agreement,
+    columns_of,
+    copied,
+    held,
+    said,
+    size,
+    written,
+)  # fmt: skip
+from mmchat.engines.tokens import Growing, Tokens
+from mmchat.family import Family, Limits, Said, Sight, Trace
+from mmchat.geometry import Box, Region, outline
+from mmchat.nets import trace, weights
+from mmchat.nets.model import Encoded, Model, Seen
+from mmchat.prompt import Piece, Slot
+
+PICTURES = 4  # whose encoded form is kept
+TALKS = 6  # whose words are remembered
+PREFIX_BYTES = 1 << 30  # of keys and values that may be kept for all talks together
+LEAST_SHARED = 16  # positions that must agree before a prefix is copied for another talk
+
+
+class LocalEngine:
+    """A family's model, its tokenizer, what is kept between questions. One caller at a time: the desk sees to that."""
+
+    def __init__(
+        self,
+        family: Family,
+        config: Mapping[str, Any],
+        model: Model,
+        tokens: Tokens,
+        precision: str = "fp32",
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.family, self.config, self.model, self.tokens = family, config, model, tokens
+        self.precision, self.notes = precision, notes
+        self.encoder_runs = 0
+        self._encoded: OrderedDict[str, Encoded] = OrderedDict()
+        self._sights: OrderedDict[str, Sight] = OrderedDict()
+        self._talks: list[Talk] = []  # the newest last
+        marks = {mark: tokens.token(mark) for mark in family.template.stop}
+        self._ends = tokens.ends | {index for index in marks.values() if index is not None}
+        self._stops = tuple(mark for mark, index in marks.items() if index is None)
+
+    @staticmethod
+    def open(folder: Path | str, family: Family, precision: str = "auto", device: str | None = None) -> LocalEngine:
+        """The checkpoint in `folder`. ValueError, with cause and remedy, where it is not whole or of another family."""
+        folder = Path(folder)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        config = weights.read_config(folder)
+        check_family(config, family, folder)
+        folders = [folder]
+        tower = weights.tower_folder(folder, config)
+        if tower is not None and tower.resolve() != folder.resolve():
+            folders.append(tower)
+        tokens = Tokens.read(folder, config)
+        try:
+            with weights.without_memory():
+                model = family.build(config)
+        except KeyError as error:
+            raise ValueError(
+                f"{folder}/config.json has no {error}: it is not a checkpoint of {family.title}."
+            ) from None
+        name, _, _ = weights.settle_precision(precision, device)
+        notes = weights.load(model, folders, family.keys, family.drop, family.fold, precision, family.keep, device)
+        return LocalEngine(family, config, model, tokens, name, notes)
+
+    # see
+
+    @torch.inference_mode()
+    def see(self, pictures: tuple[np.ndarray, ...], regions: tuple[Region, ...]) -> Sight:
+        """pictures float32 [3, H, W]; regions in the unit square of the fitted picture.
+
+        The encoder runs once for the same pictures, whatever is drawn on them.
+        """
+        digest = hashlib.sha256()
+        for picture in pictures:
+            digest.update(str(picture.shape).encode())
+            digest.update(np.ascontiguousarray(picture))
+        key = digest.hexdigest()
+        boxes = tuple(outline(region.place) for region in regions)
+        owners = tuple(region.image for region in regions)
+        whole = f"{key}/{boxes}/{owners}"
+        if whole in self._sights:
+            self._sights.move_to_end(whole)
+            kept = self._sights[whole]
+            return Sight(kept.key, kept.candidates, kept.regions, kept.content, 0, kept.owners)
+        runs = int(key not in self._encoded)
+        if runs:
+            pixels = torch.from_numpy(np.stack(pictures)).to(self.model.device, self.model.dtype)
+            self._encoded[key] = self.model.encode(pixels)
+            self.encoder_runs += 1
+        self._encoded.move_to_end(key)
+        corners = torch.tensor([(box.x0, box.y0, box.x1, box.y1) for box in boxes]).reshape(-1, 4)
+        seen = self.model.gather(self._encoded[key], corners, torch.tensor(owners, dtype=torch.long))
+        candidates = tuple(Box(*row) for row in seen.candidates.tolist())
+        sight = Sight(whole, candidates, len(boxes), seen, runs, tuple(seen.owners.tolist()))
+        self._sights[whole] = sight
+        for store in (self._encoded, self._sights):
+            while len(store) > PICTURES:
+                store.popitem(last=False)
+        return sight
+
+    # speak
+
+    def speak(self, prompt: tuple[Piece, ...], sight: Sight, limits: Limits) -> Iterator[Said]:
+        """The text as it grows; the last one has done=True. Closing the iterator stops at the next token.
+
+        ValueError where the prompt is longer than the model can read. With limits.cache False all is read again, with
+        the same ids.
+        """
+        talk, parts = self._laid_out(prompt, sight.content)
+        length = sum(size(part) for part in parts)
+        room = self.model.context - length
+        if room < 1:
+            raise ValueError(
+                f"The talk has {length} tokens and the model reads at most {self.model.context}: "
+                "shorten the question or start a new talk."
+            )
+        known, shared = self._prefix(parts) if limits.cache else (None, 0)
+        self._remember(talk)
+        choose, growing = chooser(limits), Growing(self.tokens)
+        most, made, done = min(limits.new_tokens, room), 0, False
+        try:
+            logits, fed = self._prefill(talk, parts, known, shared)
+            while not done:
+                index, probability = choose(logits)
+                made += 1
+                done = index in self._ends or made >= most
+                if index not in self._ends:
+                    growing.add(index, probability)
+                text, pieces, stopped = said(growing, self._stops, done)
+                done = done or stopped
+                talk.text, talk.answer, talk.pieces = text, growing.ids[: len(pieces)], pieces
+                yield Said(text, tuple(pieces), None, done, {"prefilled_tokens": fed, "new_tokens": made})
+                if not done:
+                    logits = self._step(talk, index)
+        finally:
+            if not limits.cache:
+                talk.forget()
+
+    def _laid_out(self, prompt: tuple[Piece, ...], seen: Seen) -> tuple[Talk, list[Part]]:
+        """The prompt as ids and filled slots; where it goes on from a known talk, with the ids that it was made of."""
+        dummy = self.family.template.dummy_space
+        ids: list[int | Slot] = []
+        start, rest = 0, ""
+        best = max(self._talks, key=lambda talk: agreement(talk, prompt), default=None)
+        if best is not None and agreement(best, prompt):
+            start = len(best.prompt)
+            rest = prompt[start - 1][
+                len(best.prompt[-1]) :
+            ]  # what follows the known prompt: the answer, then what is new
+            ids = list(best.ids)
+            used, length = written(best, rest)
+            ids += best.answer[:used]
+            ids += self.tokens.ids(rest[length:], dummy_space=False)
+        else:
+            ids += self.tokens.start
+        for number, piece in enumerate(prompt[start:], start):
+            if isinstance(piece, Slot):
+                ids.append(piece)
+            else:
+                ids += self.tokens.ids(piece, dummy or number == 0)
+        tokenize = self.tokens.ids
+        filled: dict[Slot, Filled] = {}
+        parts: list[Part] = []
+        for one in ids:
+            if isinstance(one, Slot) and one not in filled:
+                filled[one] = Filled(one, self._fill(one, seen, tokenize))
+            parts.append(filled[one] if isinstance(one, Slot) else one)
+        return Talk(prompt, ids), parts
+
+    @torch.inference_mode()
+    def _fill(self, slot: Slot, seen: Seen, tokenize: Callable[[str], list[int]]) -> torch.Tensor:
+        return self.model.fill(slot, seen, tokenize).to(self.model.device, self.model.dtype)
+
+    def _prefix(self, parts: list[Part]) -> tuple[Talk | None, int]:
+        """The kept talk that shares most with `parts` from the start, and how many parts."""
+        best, most = None, 0
+        for talk in self._talks:
+            shared = agreeing(talk.read, parts) if talk.cache is not None else 0
+            if shared > most:
+                best, most = talk, shared
+        # The last part must be read anew: its logits are what is wanted.
+        return best, min(most, len(parts) - 1)
+
+    def _remember(self, talk: Talk) -> None:
+        """Keep a talk and let the oldest go: a longer form of a known talk takes its place."""
+        self._talks = [old for old in self._talks if old.prompt != talk.prompt][-(TALKS - 1) :] + [talk]
+
+    @torch.inference_mode()
+    def _prefill(self, talk: Talk, parts: list[Part], known: Talk | None, shared: int) -> tuple[torch.Tensor, int]:
+        """Read what is not known yet; logits [V] of the next token and how many positions were read."""
+        positions = sum(size(part) for part in parts[:shared])
+        config = self.model.language.config
+        if known is None or known.cache is None or positions < LEAST_SHARED:
+            talk.cache, shared = DynamicCache(config=config), 0
+        elif len(known.read) == shared:  # the same talk goes on
+            talk.cache, known.cache, known.read = known.cache, None, []
+        else:
+            talk.cache = copied(known.cache, positions, config)
+        inputs = self.inputs(parts[shared:])
+        out = self.model.language(inputs_embeds=inputs, past_key_values=talk.cache, use_cache=True, logits_to_keep=1)
+        talk.read = list(parts)
+        self._make_room(talk)
+        return out.logits[0, -1].float(), inputs.shape[1]
+
+    @torch.inference_mode()
+    def _step(self, talk: Talk, index: int) -> torch.Tensor:
+        """Read one id; logits [V] of the next."""
+        ids = torch.tensor([[index]], device=self.model.device)
+        try:
+            out = self.model.language(input_ids=ids, past_key_values=talk.cache, use_cache=True, logits_to_keep=1)
+        except BaseException:
+            talk.forget()  # half a step may be in it
+            raise
+        talk.read.append(index)
+        return out.logits[0, -1].float()
+
+    def inputs(self, parts: list[Part]) -> torch.Tensor:
+        """Vectors [1, T, C] of ids and filled slots."""
+        runs: list[torch.Tensor] = []
+        ids: list[int] = []
+        for part in [*parts, None]:
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            if ids:
+                runs.append(self.model.embed(ids))
+                ids = []
+            if part is not None:
+                runs.append(part.vectors)
+        return torch.cat(runs)[None]
+
+    def _make_room(self, newest: Talk) -> None:
+        """Let go of the oldest keys and values beyond PREFIX_BYTES; the newest talk keeps its own."""
+        total = 0
+        for talk in reversed(self._talks):
+            total += held(talk.cache)
+            if talk is not newest and total > PREFIX_BYTES:
+                talk.forget()
+
+    # trace
+
+    def trace(
+        self, prompt: tuple[Piece, ...], text: str, sight: Sight, want: str, about: Region | str | None = None
+    ) -> Trace:
+        """A heat map over the fitted picture. want: one of the family's `heats`, or "feature norm: LEVEL" and the like.
+
+        about: a Region for "likeness" (fitted unit square), a phrase of the answer for "attention", words for
+        "logit lens".
+        """
+        seen: Seen = sight.content
+        shown = [piece.index for piece in prompt if isinstance(piece, Slot) and piece.kind == "image"]
+        picture = shown[-1] if shown else 0
+        if want in ("attention", "logit lens"):
+            return self._inside(prompt, text, seen, want, about, picture)
+        kind, _, name = want.partition(": ")
+        if kind in seen.levels:
+            kind, name = "feature norm", kind
+        if kind not in ("feature norm", "components", "likeness"):
+            raise ValueError(f"There is no heat map {want!r}: choose one of {', '.join(self.family.heats)}.")
+        if not seen.levels:
+            raise ValueError("This model keeps no feature maps: choose another heat map.")
+        name = name or default_level(seen.levels)
+        if name not in seen.levels:
+            raise ValueError(f"There is no level {name!r}: choose one of {', '.join(seen.levels)}.")
+        level = seen.levels[name][picture]
+        where = f"{name}, {level.shape[2]} x {level.shape[1]} cells of {level.shape[0]} numbers"
+        if kind == "feature norm":
+            return Trace(want, trace.norm(level), f"Length of the feature vectors ({where}).")
+        if kind == "components":
+            return Trace(want, trace.components(level), f"First three principal components as colours ({where}).")
+        if not isinstance(about, Region):
+            raise ValueError("Likeness is about a region: draw one on the picture first.")
+        box = outline(about.place).clipped()
+        corners = (box.x0, box.y0, box.x1, box.y1)
+        return Trace(want, trace.likeness(level, corners), f"Likeness of each cell to the region ({where}).")
+
+    def _inside(
+        self, prompt: tuple[Piece, ...], text: str, seen: Seen, want: str, about: Region | str | None, picture: int
+    ) -> Trace:
+        """Maps that need the finished talk to be read once more."""
+        phrase = about if isinstance(about, str) else ""
+        talk, parts = self._laid_out(prompt, seen)
+        columns = columns_of(parts, picture)
+        if want == "logit lens":
+            ids = self.tokens.ids(phrase, dummy_space=True) or self.tokens.ids(text.strip(), dummy_space=True)
+            if not ids:
+                raise ValueError("The logit lens is about a word: write one, or ask something first.")
+            values = trace.lens(self.model.language, self.inputs(parts), ids, columns)
+            word = repr(phrase) if phrase else "the answer's words"
+            return Trace(
+                want, trace.as_square(values), f"How much each part of the picture makes the model think {word}."
+            )
+        if not text.strip():
+            raise ValueError("Attention is that of an answer: ask something first.")
+        growing = Growing(self.tokens)
+        answer = self._answer_ids(prompt, text)
+        for index in answer:
+            growing.add(index, 1.0)
+        at = growing.text.lower().find(phrase.lower()) if phrase else -1
+        if phrase and at < 0:
+            raise ValueError(f"The answer does not say {phrase!r}: choose words of the answer.")
+        end = at + len(phrase) if phrase else len(growing.text)
+        begins = sum(size(part) for part in parts)
+        # The position that writes a token is the one before it.
+        rows = [
+            begins + number - 1
+            for number, (from_, to, _) in enumerate(growing.pieces)
+            if to > max(0, at) and from_ < end
+        ]
+        values = trace.attention(self.model.language, self.inputs([*parts, *answer]), rows, columns)
+        what = repr(phrase) if phrase else "the answer"
+        return Trace(want, trace.as_square(values), f"Where the model looked while it wrote {what}.")
+
+    def _answer_ids(self, prompt: tuple[Piece, ...], text: str) -> list[int]:
+        """The ids that wrote an answer, where it is remembered; else its text's."""
+        for talk in reversed(self._talks):
+            if talk.prompt == prompt and talk.text == text and talk.answer:
+                return list(talk.answer)
+        return self.tokens.ids(text, dummy_space=True)
+
+    def close(self) -> None:
+        """Let go of the model and of all that was kept."""
+        self._encoded.clear()
+        self._sights.clear()
+        self._talks.clear()
+        del self.model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def check_family(config: Mapping[str, Any], family: Family, folder: Path) -> None:
+    """ValueError where a checkpoint says that it is of another family."""
+    types = {*family.types, family.dwarf.get("model_type")} - {None}
+    found = config.get("model_type")
+    if types and found is not None and found not in types:
+        raise ValueError(
+            f"The checkpoint in {folder} is of the type {found!r}, and {family.title} opens "
+            f"{' or '.join(sorted(types))}: choose the family that it belongs to."
+        )
+
+
+def default_level(levels: Mapping[str, torch.Tensor]) -> str:
+    """The level that says most about the picture: after the fuser where there is one, else what the tower gives."""
+    return next((name for name in ("after fuser", "vision") if name in levels), next(reversed(levels)))
+
+
+def chooser(limits: Limits) -> Callable[[torch.Tensor], tuple[int, float]]:
+    """A function from logits [V] to the next id and its probability (at temperature 1)."""
+    random = torch.Generator().manual_seed(limits.seed)
+
+    def choose(logits: torch.Tensor) -> tuple[int, float]:
+        logits = logits.cpu()
+        probabilities = logits.softmax(-1)
+        if limits.temperature == 0:
+            index = int(logits.argmax())
+        else:
+            sampled = (logits / limits.temperature).softmax(-1)
+            if limits.top_p < 1:
+                values, order = sampled.sort(descending=True)
+                values[values.cumsum(0) - values >= limits.top_p] = 0.0  # the most probable one always stays
+                index = int(order[torch.multinomial(values, 1, generator=random)])
+            else:
+                index = int(torch.multinomial(sampled, 1, generator=random))
+        return index, float(probabilities[index])
+
+    return choose

@@ -1,0 +1,113 @@
+"""Words to token ids and back: a checkpoint's tokenizer, and text that grows without ever showing half a character."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+HALF = "\ufffd"  # what a decoder writes for bytes that are not yet a character
+LOOK_BACK = 6  # tokens decoded again with each new one: decoders treat the first token of a text differently
+
+
+class Tokens:
+    """A tokenizer. `start`: ids in front of every prompt; `ends`: ids that end an answer."""
+
+    def __init__(self, tokenizer: Tokenizer, start: Sequence[int] = (), ends: Sequence[int] = ()) -> None:
+        self.tokenizer, self.start, self.ends = tokenizer, tuple(start), frozenset(ends)
+        first = self.tokenizer.encode("a", add_special_tokens=False).tokens[:1]
+        self.dummy = bool(first) and first[0].startswith("\u2581")  # puts a blank in front of every text
+
+    def ids(self, text: str, dummy_space: bool = True) -> list[int]:
+        """Ids of a text, nothing in front. dummy_space: as where a text starts, where SentencePiece adds a blank."""
+        if not text:
+            return []
+        if dummy_space or not self.dummy:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        # Only the start of a text gets the blank: tokenize behind something, then take that away.
+        anchor = "\n" if not text.startswith("\n") else "."
+        before = self.tokenizer.encode(anchor, add_special_tokens=False).ids
+        both = self.tokenizer.encode(anchor + text, add_special_tokens=False).ids
+        return both[len(before) :] if both[: len(before)] == before else both
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids, marks included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def token(self, mark: str) -> int | None:
+        """The id of a mark that is one token."""
+        return self.tokenizer.token_to_id(mark)
+
+    @staticmethod
+    def read(folder: Path, config: Mapping[str, Any]) -> Tokens:
+        """The tokenizer of a checkpoint's folder. ValueError where there is none."""
+        folder = Path(folder)
+        names = {name: _json(folder / name) for name in ("tokenizer_config.json", "generation_config.json")}
+        if (folder / "tokenizer.json").is_file():
+            try:
+                tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            except Exception as error:  # noqa: BLE001 -- the library raises nothing narrower
+                raise ValueError(f"{folder / 'tokenizer.json'} is damaged ({error}): download it again.") from None
+        elif (folder / "tokenizer.model").is_file():
+            tokenizer = _from_sentencepiece(folder)
+        else:
+            raise ValueError(f"There is no tokenizer.json or tokenizer.model in {folder}: complete the download.")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        settings = names["tokenizer_config.json"]
+        bos = _id(tokenizer, settings.get("bos_token"), config.get("bos_token_id"))
+        wants = settings.get("add_bos_token", settings.get("tokenizer_class", "Llama").startswith("Llama"))
+        eos = names["generation_config.json"].get("eos_token_id", config.get("eos_token_id"))
+        ends = {_id(tokenizer, settings.get("eos_token"), None), *(eos if isinstance(eos, list) else [eos])}
+        return Tokens(tokenizer, [bos] if wants and bos is not None else [], [one for one in ends if one is not None])
+
+
+class Growing:
+    """The text of ids that come one by one; each id knows which part of the text it wrote."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self.ids: list[int] = []
+        self.pieces: list[tuple[int, int, float]] = []  # (start, end, probability) of each id, as far as text is there
+        self.text = ""
+        self.shown = 0  # ids whose text is there
+        self._held: list[float] = []
+
+    def add(self, index: int, probability: float) -> str:
+        """The text after one more id. Bytes that are no character yet are held back, with the ids that brought them."""
+        self.ids.append(index)
+        self._held.append(probability)
+        from_ = max(0, self.shown - LOOK_BACK)
+        before, now = self.tokens.text(self.ids[from_ : self.shown]), self.tokens.text(self.ids[from_:])
+        if now.endswith(HALF) or not now.startswith(before):
+            return self.text
+        start = len(self.text)
+        self.text += now[len(before) :]
+        # Ids that make a character together share it.
+        self.pieces += [(start, len(self.text), one) for one in self._held]
+        self._held.clear()
+        self.shown = len(self.ids)
+        return self.text
+
+
+def _from_sentencepiece(folder: Path) -> Tokenizer:
+    from transformers import LlamaTokenizer  # only old checkpoints need the conversion; it takes seconds
+
+    try:
+        return LlamaTokenizer.from_pretrained(folder).backend_tokenizer
+    except (ImportError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{folder / 'tokenizer.model'} cannot be read ({first}): add a tokenizer.json.") from None
+
+
+def _id(tokenizer: Tokenizer, named: Any, otherwise: int | None) -> int | None:
+    named = named.get("content") if isinstance(named, Mapping) else named
+    found = tokenizer.token_to_id(named) if isinstance(named, str) else None
+    return otherwise if found is None else found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
