@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 HALF = "\ufffd"  # what a decoder writes for bytes that are not yet a character
+LONGEST = 8  # ids held back at most: a character takes four bytes, more are no character
 LOOK_BACK = 6  # tokens decoded again with each new one: decoders treat the first token of a text differently
 
 
@@ -82,7 +83,8 @@ class Growing:
         self._held.append(probability)
         from_ = max(0, self.shown - LOOK_BACK)
         before, now = self.tokens.text(self.ids[from_ : self.shown]), self.tokens.text(self.ids[from_:])
-        if now.endswith(HALF) or not now.startswith(before):
+        half = now.endswith(HALF) or not now.startswith(before)
+        if half and len(self._held) < LONGEST:
             return self.text
         start = len(self.text)
         self.text += now[len(before) :]
