@@ -18,16 +18,6 @@ from mmchat.geometry import Box, Place, Point, Polygon, outline
 from mmchat.paint import colour
 from mmchat.ui.canvas import shown_copy, typed_html
 
-HEATS = {
-    "before": "Feature norm before the fuser",
-    "after": "Feature norm after the fuser",
-    "norm": "Feature norm",
-    "pca": "First components (colours)",
-    "likeness": "Likeness to a region",
-    "fuser": "Fuser levels",
-    "attention": "Attention of the answer",
-    "lens": "Logit lens",
-}  # fmt: skip
 PRECISIONS = [("Automatic", "auto"), ("Full", "fp32"), ("NF4 (4 bit)", "nf4")]
 
 
@@ -46,7 +36,7 @@ def heat_holder(**kwargs: Any) -> gr.HTML:
 
 def heat_choices(kinds: Sequence[str]) -> list[tuple[str, str]]:
     """(what to read, the family's own name) for each kind of heat map it gives."""
-    return [(HEATS.get(kind, kind.replace("_", " ").replace(":", ": ").capitalize()), kind) for kind in kinds]
+    return [(kind[:1].upper() + kind[1:], kind) for kind in kinds]
 
 
 def head_html(desk: Desk) -> str:
@@ -165,8 +155,10 @@ def model_names(rows: Sequence[Mapping[str, Any]], opened: str) -> list[str]:
 def heat_map(painted: Image.Image, kind: str, about: str, cache: str) -> HeatMap:
     """A heat map with its caption, ready for the browser."""
     subject = f", about {about.strip()}" if about.strip() else ""
-    note = str(painted.info.get("note") or f"{HEATS.get(kind, kind)}{subject}")
-    return HeatMap(image=shown_copy(painted, cache), note=note, scale="pca" not in kind)
+    note = str(painted.info.get("note") or f"{kind}{subject}")
+    return HeatMap(
+        image=shown_copy(painted, cache), note=note, scale="pca" not in kind.lower() and "component" not in kind
+    )
 
 
 def opening_html(name: str) -> str:

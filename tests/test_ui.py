@@ -1,0 +1,363 @@
+"""The page without a browser: it builds on a replay desk, its endpoints answer, its steps keep their promises."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmchat.desk import Answer, Desk, Limits
+from mmchat.dialect import Span
+from mmchat.engines.replay import Recorded, ReplayEngine
+from mmchat.geometry import Box, Point
+
+gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements.txt")
+
+from gradio.data_classes import FileData  # noqa: E402  (after the check above)
+
+from mmchat.paint import PALETTE  # noqa: E402
+from mmchat.ui import api, files, panels, steps, words  # noqa: E402
+from mmchat.ui.canvas import MOST_REGIONS, Surface, examples_in, regions_of, surface_of  # noqa: E402
+from mmchat.ui.page import build, launch_options  # noqa: E402
+
+BUS, PEOPLE = Box(0.1, 0.3, 0.55, 0.8), (Box(0.6, 0.4, 0.72, 0.82), Box(0.74, 0.42, 0.86, 0.84))
+ANSWERS = (
+    Recorded("long", "word " * 200 + "<p>a bus</p><c0>.", candidates=(BUS,)),
+    Recorded("script", "<script>alert(1)</script> <p>the <b>bus</b></p><c0>.", candidates=(BUS,)),
+    Recorded("what is (<r|\\[)", "<p>This</p><u0> is a wheel.", candidates=(BUS,)),
+    Recorded(".", "I see <p>a bus</p><c0> and <p>two people</p><c1><c2>.", candidates=(BUS, *PEOPLE)),
+)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk(ReplayEngine(ANSWERS))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    ramp = np.linspace(0, 255, 640, dtype=np.uint8)[None, :, None].repeat(480, 0).repeat(3, 2)
+    path = tmp_path / "street.jpg"
+    Image.fromarray(ramp).save(path)
+    return path
+
+
+def surface(path: Path, *regions: dict[str, object], selected: int | None = None) -> Surface:
+    return Surface(image=FileData(path=str(path)), size=[640, 480], regions=list(regions), selected=selected)
+
+
+def drawn(number: int, *corners: float) -> dict[str, object]:
+    return {"id": number, "kind": "box", "box": list(corners)}
+
+
+def said(desk: Desk, laid: Surface, text: str, talk: words.Talk = (), task: str | None = None) -> words.Talk:
+    return list(steps.speak(desk, laid, steps.begin(desk, laid, talk, text, task)))[-1]
+
+
+# The page and its endpoints.
+
+
+def test_the_page_builds_without_examples_and_offers_three_endpoints(desk: Desk, tmp_path: Path) -> None:
+    page = build(desk, examples=tmp_path / "none", read=lambda *values: {})
+    named = page.get_api_info()["named_endpoints"]
+    assert set(named) == {"/ask", "/models", "/read"}
+
+
+@pytest.fixture(scope="module")
+def client():
+    gradio_client = pytest.importorskip("gradio_client", reason="gradio_client comes with gradio")
+
+    def read(dialect: str, text: str, size: list[int], fit: object, candidates: object) -> dict[str, object]:
+        if dialect != "groma":
+            raise ValueError(f"There is no dialect {dialect!r}: choose groma.")
+        return {"text": text, "spans": [], "dropped": [], "size": size}
+
+    rows = [{"name": "replay", "missing": []}]
+    page = build(Desk(ReplayEngine(ANSWERS)), model="recorded", models=lambda: rows, read=read, examples=None)
+    options = {**launch_options(), "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True}
+    _, address, _ = page.launch(**options)
+    yield gradio_client.Client(address, verbose=False)
+    page.close()
+
+
+def test_a_client_on_loopback_asks_and_gets_words_and_places_in_pixels(client, photo: Path) -> None:
+    from gradio_client import handle_file
+
+    told = client.predict(image=handle_file(str(photo)), text="What do you see?", api_name="/ask")
+    assert told["text"] == "I see a bus and two people." and told["model"] == "recorded"
+    phrases = [(span["phrase"], len(span["places"])) for span in told["spans"]]
+    assert phrases == [("a bus", 1), ("two people", 2)]
+    # The recording's frame is a square with bars of an eighth above and below the 4:3 picture.
+    wanted = [0.1 * 640, (0.3 - 0.125) / 0.75 * 480, 0.55 * 640, (0.8 - 0.125) / 0.75 * 480]
+    assert told["spans"][0]["places"][0]["box"] == pytest.approx(wanted, abs=1)
+
+
+def test_a_client_hands_regions_over_in_pixels(client, photo: Path) -> None:
+    from gradio_client import handle_file
+
+    told = client.predict(
+        image=handle_file(str(photo)), text="What is @1?", regions=[[64, 48, 320, 240]], api_name="/ask"
+    )
+    assert told["spans"][0]["phrase"] == "This"
+    assert told["spans"][0]["places"][0]["box"] == pytest.approx([64, 48, 320, 240], abs=1)
+
+
+def test_what_a_client_did_wrong_comes_back_as_one_sentence(client, photo: Path, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    (tmp_path / "no.jpg").write_text("no picture")
+    with pytest.raises(Exception, match="not a picture that can be read: choose"):
+        client.predict(image=handle_file(str(tmp_path / "no.jpg")), text="What?", api_name="/ask")
+    with pytest.raises(Exception, match="Region 1 has no area"):
+        client.predict(image=handle_file(str(photo)), text="What?", regions=[[5, 5, 5, 9]], api_name="/ask")
+
+
+def test_models_and_read_give_the_json_of_the_commands(client) -> None:
+    assert client.predict(api_name="/models") == [{"name": "replay", "missing": []}]
+    told = client.predict(dialect="groma", text="a", size=[10, 20], api_name="/read")
+    assert told == {"text": "a", "spans": [], "dropped": [], "size": [10, 20]}
+    with pytest.raises(Exception, match="There is no dialect"):
+        client.predict(dialect="x", text="a", size=[10, 20], api_name="/read")
+
+
+def test_a_file_that_was_not_uploaded_is_refused(client, tmp_path: Path) -> None:
+    import httpx
+
+    body = {"data": [{"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}, "What?", None, None, 0]}
+    started = httpx.post(f"{client.src}gradio_api/call/ask", json=body)
+    ended = httpx.get(f"{client.src}gradio_api/call/ask/{started.json()['event_id']}", timeout=20)
+    assert "event: error" in ended.text and "event: complete" not in ended.text
+
+
+# Words.
+
+
+def test_model_text_is_escaped_wherever_it_is_shown(desk: Desk, photo: Path) -> None:
+    talk = said(desk, surface(photo), "script <img src=x onerror=alert(2)>")
+    html = words.talk_html(talk) + panels.details_html(talk[-1].answer, (640, 480))
+    assert "<script" not in html and "<b>" not in html and "<img" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_a_phrase_cannot_break_out_of_its_attributes() -> None:
+    text = "a \"quoted' <phrase>"
+    html = words.answer_html(Answer(text, text, (Span(0, len(text), (BUS,)),)), 0)
+    assert re.findall(r'data-text="([^"]*)"', html) == ["a &quot;quoted&#x27; &lt;phrase&gt;"]
+
+
+def test_phrases_carry_their_places_and_the_colours_of_the_painted_picture() -> None:
+    text = "a bus and people"
+    answer = Answer(text, text, (Span(0, 5, (BUS,)), Span(10, 16, PEOPLE)), ((0.9,), (0.5, None)))
+    first, second = words.phrases(answer)
+    assert (first["text"], first["colour"], second["colour"]) == ("a bus", PALETTE[0], PALETTE[1])
+    assert second["places"] == [
+        {"kind": "box", "box": [0.6, 0.4, 0.72, 0.82], "score": 0.5},
+        {"kind": "box", "box": [0.74, 0.42, 0.86, 0.84], "score": None},
+    ]
+    found = re.search(r'data-places="([^"]*)"', words.answer_html(answer, 0))
+    assert found and json.loads(found[1].replace("&quot;", '"')) == first["places"]
+
+
+def test_overlapping_and_empty_spans_keep_every_letter_once() -> None:
+    text = "the red bus here"
+    spans = (Span(0, 11, (BUS,)), Span(8, 11, (BUS,)), Span(16, 16, (Point(0.5, 0.5),)))
+    html = words.answer_html(Answer(text, text, spans), 0)
+    shown = re.sub(r"<[^>]+>", "", re.sub(r'<span class="mm-spot".*?</span>', "", html))
+    assert shown == text and html.count('class="mm-phrase"') == 3
+
+
+def test_a_failure_becomes_a_card_with_its_sentence_and_an_unexpected_one_hides_its_text() -> None:
+    assert "<p>It is &lt;b&gt;: mend it.</p>" in words.card(ValueError("it is <b>: mend it."))
+    assert "secret" not in words.card(RuntimeError("secret /path")) and "RuntimeError" in words.card(RuntimeError("x"))
+
+
+# What the browser sends.
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        drawn(1, 0.1, 0.1, float("nan"), 0.5),
+        drawn(1, 0.1, 0.1, float("inf"), 0.5),
+        drawn(1, 0.1, 0.1, "0.4", 0.5),  # type: ignore[arg-type]
+        drawn(1, 0.1, 0.1, 0.5),
+        drawn(1, 0.2, 0.2, 0.2, 0.8),
+        drawn(1, 1.2, 1.2, 1.4, 1.4),
+        drawn(0, 0.1, 0.1, 0.5, 0.5),
+        {"id": True, "kind": "box", "box": [0.1, 0.1, 0.5, 0.5]},
+        {"id": 1, "kind": "blob", "box": [0.1, 0.1, 0.5, 0.5]},
+        {"id": 1, "kind": "point"},
+        {},
+    ],
+)
+def test_a_region_that_no_hand_can_draw_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"[Rr]egion"):
+        regions_of(Surface(regions=[bad]))
+
+
+def test_too_many_regions_are_refused() -> None:
+    many = [drawn(number, 0.1, 0.1, 0.5, 0.5) for number in range(1, MOST_REGIONS + 2)]
+    with pytest.raises(ValueError, match="at most"):
+        regions_of(Surface(regions=many))
+
+
+def test_a_rotated_picture_is_shown_upright_and_without_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "where I live"
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (400, 300), "teal").save(path, exif=exif)
+    laid = surface_of(path, str(tmp_path / "cache"))
+    assert laid.size == [300, 400] and laid.view is not None
+    with Image.open(laid.view.path) as view:
+        assert view.size == (300, 400) and not dict(view.getexif())
+
+
+def test_an_examples_folder_may_be_missing_or_hold_other_files(tmp_path: Path) -> None:
+    assert examples_in(tmp_path / "none") == [] and examples_in(None) == []
+    (tmp_path / "notes.txt").write_text("no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a_bus.png")
+    assert [path.name for path in examples_in(tmp_path)] == ["a_bus.png"]
+
+
+# Steps.
+
+
+def test_numbers_of_the_surface_become_numbers_of_the_talk(desk: Desk, photo: Path) -> None:
+    first = surface(photo, drawn(2, 0.1, 0.1, 0.3, 0.3))
+    talk = said(desk, first, "What is @2?")
+    assert talk[-1].question.text == "What is @1?" and talk[-1].shown == "What is @2?"
+    second = surface(photo, drawn(2, 0.1, 0.1, 0.3, 0.3), drawn(5, 0.5, 0.5, 0.9, 0.9))
+    talk = steps.begin(desk, second, talk, "Is @5 like @2?", None)
+    assert talk[-1].question.text == "Is @2 like @1?" and len(talk[-1].question.regions) == 1
+
+
+def test_a_number_without_a_region_is_refused(desk: Desk, photo: Path) -> None:
+    with pytest.raises(ValueError, match=r"no region @3 .*drawn: @1"):
+        steps.begin(desk, surface(photo, drawn(1, 0.1, 0.1, 0.3, 0.3)), (), "What is @3?", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "why"),
+    [("", None, "empty"), ("  ", "find", "empty"), ("", "region", "none is drawn"), ("a" * 10_000, None, "10000 char")],
+)
+def test_a_question_that_cannot_be_asked_is_refused(
+    desk: Desk, photo: Path, text: str, task: str | None, why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        steps.begin(desk, surface(photo), (), text, task)
+
+
+def test_a_task_that_needs_no_words_is_asked_without_any(desk: Desk, photo: Path) -> None:
+    assert said(desk, surface(photo), "", task="describe")[-1].answer.done
+
+
+def test_the_region_task_takes_the_selected_region(desk: Desk, photo: Path) -> None:
+    laid = surface(photo, drawn(1, 0.1, 0.1, 0.3, 0.3), drawn(2, 0.5, 0.5, 0.9, 0.9), selected=2)
+    assert steps.begin(desk, laid, (), "", "region")[-1].shown == "@2"
+
+
+def test_another_picture_begins_a_new_talk(desk: Desk, photo: Path, tmp_path: Path) -> None:
+    talk = said(desk, surface(photo), "What do you see?")
+    other = tmp_path / "other.png"
+    Image.new("RGB", (64, 64), "red").save(other)
+    assert len(steps.begin(desk, surface(other), talk, "And here?", None)) == 1
+    assert len(steps.begin(desk, surface(photo), talk, "And here?", None)) == 2
+
+
+def test_the_model_reads_its_own_raw_answer_in_the_next_turn(desk: Desk, photo: Path) -> None:
+    talk = said(desk, surface(photo), "What do you see?")
+    turns = steps.turns_of(steps.begin(desk, surface(photo), talk, "Where?", None))
+    assert [turn.role for turn in turns] == ["user", "assistant", "user"]
+    assert turns[1].text.startswith("I see <p>a bus</p><r0>")
+
+
+def test_closing_a_running_answer_stops_the_model_within_a_token(photo: Path) -> None:
+    engine = ReplayEngine(ANSWERS, delay=0.002)
+    desk = Desk(engine)
+    growing = steps.speak(desk, surface(photo), steps.begin(desk, surface(photo), (), "long", None))
+    next(growing)
+    growing.close()
+    given = engine.tokens
+    time.sleep(0.05)
+    assert engine.tokens == given < 100
+
+
+def test_a_long_answer_updates_the_page_at_most_every_pause(photo: Path) -> None:
+    desk = Desk(ReplayEngine(ANSWERS, delay=0.002))
+    begun = time.monotonic()
+    updates = list(steps.speak(desk, surface(photo), steps.begin(desk, surface(photo), (), "long", None)))
+    assert len(updates) <= (time.monotonic() - begun) / steps.PAUSE + 2
+    assert updates[-1][-1].answer.done and not updates[0][-1].answer.done
+
+
+def test_a_second_try_is_livelier_and_has_another_seed(photo: Path) -> None:
+    asked: list[Limits] = []
+    talk = said(Desk(ReplayEngine(ANSWERS)), surface(photo), "What do you see?")
+    desk = SimpleNamespace(answer=lambda ask: asked.append(ask.limits) or iter(()))
+    list(steps.speak(desk, surface(photo), steps.again(talk), Limits(seed=7)))  # type: ignore[arg-type]
+    assert asked[0].temperature > 0 and asked[0].seed == 8
+
+
+def test_a_stopped_answer_keeps_its_words_and_says_so(desk: Desk, photo: Path) -> None:
+    growing = steps.speak(desk, surface(photo), steps.begin(desk, surface(photo), (), "long", None))
+    talk = steps.settled(next(growing))
+    growing.close()
+    html = words.talk_html(talk)
+    assert 'data-state="stopped"' in html and "word" in html and "stopped" in html
+
+
+def test_a_heat_map_covers_the_picture_and_says_what_it_shows(desk: Desk, photo: Path, tmp_path: Path) -> None:
+    kind = desk.engine.family.heats[0]
+    painted = steps.heat(desk, surface(photo), (), kind, "")
+    told = panels.heat_map(painted, kind, "", str(tmp_path))
+    assert painted.size == (640, 480) and "contrast" in told.note and told.image is not None
+    with pytest.raises(ValueError, match="no region @4"):
+        steps.heat(desk, surface(photo), (), "likeness", "@4")
+    laid = surface(photo, drawn(4, 0.1, 0.1, 0.3, 0.3))
+    assert steps.heat(desk, laid, (), "likeness", "@4").size == (640, 480)
+
+
+@pytest.mark.parametrize("ending", files.FORMS.values())
+def test_every_offered_file_holds_the_answer(ending: str, desk: Desk, photo: Path) -> None:
+    answer = said(desk, surface(photo), "What do you see?")[-1].answer
+    data = files.content(Image.open(photo), answer, ending, "street.jpg", ("replay", "recording"))
+    if ending == "png":
+        painted = Image.open(io.BytesIO(data))
+        assert painted.size == (640, 480) and painted.getcolors(1 << 20) != Image.open(photo).getcolors(1 << 20)
+    elif ending.endswith("zip"):
+        assert data[:2] == b"PK"
+    else:
+        assert "two people" in data.decode()
+
+
+def test_points_and_wrong_numbers_of_a_client_are_told_apart() -> None:
+    assert api.region_of([32, 24], 1, (64, 48)).points == (Point(0.5, 0.5),)
+    for bad in ([1, 2, 3], "1,2,3,4", [1, 2, 3, "4"], [True, 1, 2, 3], None):
+        with pytest.raises(ValueError, match="Region 2"):
+            api.region_of(bad, 2, (64, 48))
+
+
+def test_eight_users_at_once_get_their_own_answers(photo: Path) -> None:
+    desk = Desk(ReplayEngine(ANSWERS, delay=0.001))
+    found: dict[int, str] = {}
+
+    def user(number: int) -> None:
+        laid = surface(photo, drawn(1, 0.1 * number, 0.1, 0.1 * number + 0.1, 0.3))
+        answer = said(desk, laid, "What is @1?")[-1].answer
+        found[number] = f"{answer.spans[0].places[0].x0:.2f}"
+
+    threads = [threading.Thread(target=user, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == {number: f"{0.1 * number:.2f}" for number in range(8)}
