@@ -1,4 +1,6 @@
-"""A talk becomes words and slots. Prompts are built from pieces and never searched for marks: what a user types stays text."""
+"""A talk becomes words and slots. Prompts are built from pieces and never searched for marks: what a user types stays
+text."""
+
 from __future__ import annotations
 
 import re
@@ -11,7 +13,8 @@ from mmchat.geometry import Region
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a talk. `text` may say @1, @2 ... (counted over `regions` of the whole talk). `images`: indices of pictures shown with it."""
+    """One turn of a talk. `text` may say @1, @2 ... (counted over `regions` of the whole talk). `images`: indices of
+    pictures shown with it."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -21,7 +24,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the prompt for vectors: "image" index, "region" index (-1: all candidates), "clue" (about `text`, the turn's own words)."""
+    """A place in the prompt for vectors: "image" index, "region" index (-1: all candidates), "clue" (about `text`, the
+    turn's own words)."""
 
     kind: Literal["image", "region", "clue"]
     index: int = 0
@@ -37,7 +41,8 @@ _MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
 
 @dataclass(frozen=True)
 class Task:
-    """A way of asking that the model was trained on. `pattern` holds {text}: the user's words, or the regions where it needs one.
+    """A way of asking that the model was trained on. `pattern` holds {text}: the user's words, or the regions where it
+    needs one.
 
     `needs`: "" nothing (the user may leave the text empty), "phrase" words, "region" a drawn region.
     """
@@ -52,12 +57,16 @@ class Task:
 class Template:
     """How a family lays out a talk: patterns, not code.
 
-    `user` and `assistant` hold {text}; `first` stands in for `user` in the first turn of the talk (a system text inside it, no separator
-    before it). A prompt that ends with a user's turn ends with what stands before {text} in `assistant`, less spaces: the answer's first
-    token brings its own; `opening` overrides that. `image` says how each picture of a turn stands to the turn's text: what is before
+    `user` and `assistant` hold {text}; `first` stands in for `user` in the first turn of the talk (a system text inside
+    it, no separator
+    before it). A prompt that ends with a user's turn ends with what stands before {text} in `assistant`, less spaces:
+    the answer's first
+    token brings its own; `opening` overrides that. `image` says how each picture of a turn stands to the turn's text:
+    what is before
     {text} goes in front of it, picture by picture, the rest behind. {clue} and {candidates} put in their slots.
     `assistant` None: a form for one question only, that cannot hold an answer.
-    `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in front of it).
+    `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in
+    front of it).
     """
 
     system: str = ""
@@ -78,7 +87,8 @@ class Template:
         raise ValueError(f"no task {name!r} here: choose one of {', '.join(task.name for task in self.tasks)}")
 
     def render(self, turns: Sequence[Turn], mention: Mention, task: str | None = None) -> tuple[Piece, ...]:
-        """The whole talk as pieces. `mention(number, region)` gives what stands for @number; `task` wraps the last user turn."""
+        """The whole talk as pieces. `mention(number, region)` gives what stands for @number; `task` wraps the last user
+        turn."""
         regions = [region for turn in turns for region in turn.regions]
         last = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
         seen, messages = 0, []
@@ -101,9 +111,11 @@ class Template:
         return joined((*before, *text, *after))
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
-        """Messages (role, pieces) in this template's order; ends open for the model's answer when the last one is the user's.
+        """Messages (role, pieces) in this template's order; ends open for the model's answer when the last one is the
+        user's.
 
-        An assistant's message without pieces counts as not yet said. ValueError where the template cannot hold an answer.
+        An assistant's message without pieces counts as not yet said. ValueError where the template cannot hold an
+        answer.
         """
         pieces: list[Piece] = [self.system]
         open_end = False
@@ -115,7 +127,9 @@ class Template:
                 open_end = True
             elif any(text):
                 if self.assistant is None:
-                    raise ValueError("this template holds one question and no answer: start a new talk or choose another template")
+                    raise ValueError(
+                        "this template holds one question and no answer: start a new talk or choose another template"
+                    )
                 pieces += _filled(self.assistant, text=text)
                 open_end = False
         if open_end:
@@ -140,8 +154,11 @@ def joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(out)
 
 
-def encode(pieces: Iterable[Piece], tokenize: Callable[[str], list[int]], start: Sequence[int] = ()) -> list[int | Slot]:
-    """Token ids with the slots between: every text is tokenized for itself (`tokenize` adds no special ids), `start` stands in front once."""
+def encode(
+    pieces: Iterable[Piece], tokenize: Callable[[str], list[int]], start: Sequence[int] = ()
+) -> list[int | Slot]:
+    """Token ids with the slots between: every text is tokenized for itself (`tokenize` adds no special ids), `start`
+    stands in front once."""
     out: list[int | Slot] = list(start)
     for piece in pieces:
         out += [piece] if isinstance(piece, Slot) else tokenize(piece)
@@ -163,7 +180,8 @@ def _filled(pattern: str, **fields: tuple[Piece, ...]) -> list[Piece]:
 
 
 def _asked(task: Task, text: str, own: range, known: int) -> str:
-    """The user's words in the task's pattern. Where it needs a region and no @number is said, this turn's own regions stand in."""
+    """The user's words in the task's pattern. Where it needs a region and no @number is said, this turn's own regions
+    stand in."""
     text = text.strip()
     if task.needs == "region" and not any(1 <= int(number) <= known for number in _MENTION.findall(text)):
         if not own:

@@ -1,7 +1,9 @@
-"""Conversation forms that several families share, as data: those of FastChat that the LLaVA kin carries, under the names it gives them.
+"""Conversation forms that several families share, as data: those of FastChat that the LLaVA kin carries, under the
+names it gives them.
 
-Facts from haotian-liu/LLaVA `llava/conversation.py`; a checkpoint understands only the words it was trained on, to the letter.
-"""
+Facts from haotian-liu/LLaVA `llava/conversation.py`; a checkpoint understands only the words it was trained on, to the
+letter."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -88,13 +90,11 @@ TEMPLATES: dict[str, Template] = {
     "plain": _ONE_QUESTION,
     "v0_plain": _ONE_QUESTION,
     "llava_v0": _hashes(_POLITE.format(who="human")),
-    "v0_mmtag": replace(
-        _hashes(_TAGGED), image="<Image>{image}</Image>###Assistant: Received.###Human: {text}"
-    ),
+    "v0_mmtag": replace(_hashes(_TAGGED), image="<Image>{image}</Image>###Assistant: Received.###Human: {text}"),
     "llava_v1": _vicuna(_POLITE.format(who="human")),
-    "v1_mmtag": replace(
-        _vicuna(_TAGGED), image="<Image>{image}</Image> ASSISTANT: Received.</s>USER: {text}"
-    ),
+    "v1_mmtag": replace(_vicuna(_TAGGED), image="<Image>{image}</Image> ASSISTANT: Received.</s>USER: {text}"),
     "llava_llama_2": _llama_2(_LANGUAGE_AND_VISION),
-    "mpt": _chatml("A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."),
+    "mpt": _chatml(
+        "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+    ),
 }

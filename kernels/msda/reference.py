@@ -1,4 +1,5 @@
 """The operator in plain torch: any device, any float. Every other back end is judged by it."""
+
 from __future__ import annotations
 
 import torch
@@ -8,7 +9,8 @@ Shapes = list[tuple[int, int]]
 
 
 def ms_deform_attn(value: torch.Tensor, shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Same tensors as `msda.ms_deform_attn`, with the maps' (height, width) as numbers; gradients of any order by autograd.
+    """Same tensors as `msda.ms_deform_attn`, with the maps' (height, width) as numbers; gradients of any order by
+    autograd.
 
     Sums in the widest type among the inputs and float32, gives back the type of `value`.
     """
@@ -22,7 +24,8 @@ def ms_deform_attn(value: torch.Tensor, shapes: Shapes, locations: torch.Tensor,
 def ms_deform_attn_backward(
     grad: torch.Tensor, value: torch.Tensor, shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of value, locations and weights, given that of the output [N, Q, M*D]; for where autograd is not at hand (inside an operator)."""
+    """Gradients of value, locations and weights, given that of the output [N, Q, M*D]; for where autograd is not at
+    hand (inside an operator)."""
     batch, length, heads, depth = value.shape
     sampled_BDQLP, (maps, grids) = _sampled(value, shapes, locations, weights)
     dtype = sampled_BDQLP.dtype
@@ -49,7 +52,8 @@ def ms_deform_attn_backward(
 def _sampled(
     value: torch.Tensor, shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """Samples [N*M, D, Q, L, P], and the maps and grids they were taken from. Batch and heads become one axis: grid_sample knows one batch."""
+    """Samples [N*M, D, Q, L, P], and the maps and grids they were taken from. Batch and heads become one axis:
+    grid_sample knows one batch."""
     batch, _, heads, depth = value.shape
     dtype = torch.float32
     for tensor in (value, locations, weights):
@@ -61,7 +65,8 @@ def _sampled(
         stop = start + height * width
         maps.append(value_NMDS[..., start:stop].reshape(batch * heads, depth, height, width))
         grids.append(grid_BQLPx[:, :, level])
-        # Half-pixel centres (align_corners False); a corner outside the map counts as zero, and nothing is renormalised.
+        # Half-pixel centres (align_corners False); a corner outside the map counts as zero, and nothing is
+        # renormalised.
         sampled.append(F.grid_sample(maps[-1], grids[-1], mode="bilinear", padding_mode="zeros", align_corners=False))
         start = stop
     return torch.stack(sampled, dim=-2), (maps, grids)

@@ -1,8 +1,9 @@
 """Recorded numbers and texts of the original systems, run against ours.
 
-A folder holds cases: `<case>.safetensors` with `<case>.json` (tensors), or a `<case>.json` alone (a table of texts). What computes a case stands
-in the file named after its system beside this one, in `HANDLERS`: an object's name (or a table's file name) to a function.
-"""
+A folder holds cases: `<case>.safetensors` with `<case>.json` (tensors), or a `<case>.json` alone (a table of texts).
+What computes a case stands in the file named after its system beside this one, in `HANDLERS`: an object's name (or a
+table's file name) to a function."""
+
 from __future__ import annotations
 
 import importlib
@@ -24,7 +25,8 @@ DIFFERENCES = Path(__file__).resolve().parents[2] / "tests" / "golden" / "differ
 
 @dataclass(frozen=True)
 class Row:
-    """One case: its largest error, measured against the tolerance at that very number; a table's error counts its wrong lines."""
+    """One case: its largest error, measured against the tolerance at that very number; a table's error counts its wrong
+    lines."""
 
     system: str
     case: str
@@ -68,7 +70,9 @@ class Case:
     def part(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """Tensors whose name starts with `prefix`, without it; floats in `dtype`."""
         out = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
-        return {name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for name, tensor in out.items()}
+        return {
+            name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for name, tensor in out.items()
+        }
 
     def inputs(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         return self.part("in.", dtype)
@@ -79,7 +83,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: what it is about, what we say, what the original said. Both are plain values; an error is ("raises", its type)."""
+    """One line of a table: what it is about, what we say, what the original said. Both are plain values; an error is
+    ("raises", its type)."""
 
     about: str
     ours: Any
@@ -96,16 +101,27 @@ def run(folder: Path) -> list[Row]:
     folder = Path(folder)
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
     if not paths:
-        raise ValueError(f"no recorded cases (*.json) under {folder}: give a folder such as golden/ or one of its systems")
+        raise ValueError(
+            f"no recorded cases (*.json) under {folder}: give a folder such as golden/ or one of its systems"
+        )
     differences = tomllib.loads(DIFFERENCES.read_text()).get("difference", []) if DIFFERENCES.exists() else []
     return [_row(Case(path), differences) for path in paths]
 
 
 def _row(case: Case, differences: Sequence[Mapping[str, str]]) -> Row:
     name = case.system.replace("-", "_")
-    known = [entry for entry in differences if entry["system"] == case.system and entry["case"] in (case.path.stem, case.object)]
+    known = [
+        entry
+        for entry in differences
+        if entry["system"] == case.system and entry["case"] in (case.path.stem, case.object)
+    ]
 
-    def row(status: Literal["ok", "fail", "skip", "differs"], why: str = "", error: float | None = None, allowed: float | None = None) -> Row:
+    def row(
+        status: Literal["ok", "fail", "skip", "differs"],
+        why: str = "",
+        error: float | None = None,
+        allowed: float | None = None,
+    ) -> Row:
         return Row(case.system, case.path.stem, case.object, error, allowed, status, why)
 
     if importlib.util.find_spec(f"{__name__}.{name}") is None:
@@ -124,7 +140,10 @@ def _row(case: Case, differences: Sequence[Mapping[str, str]]) -> Row:
 def _judge_table(lines: Sequence[Line], known: Sequence[Mapping[str, str]], row: Callable[..., Row]) -> Row:
     wrong = [line for line in lines if not _same(line.ours, line.theirs)]
     excused = [
-        (line, entry["reason"]) for line in wrong for entry in known if re.fullmatch(entry.get("text", ".*"), line.about, re.DOTALL)
+        (line, entry["reason"])
+        for line in wrong
+        for entry in known
+        if re.fullmatch(entry.get("text", ".*"), line.about, re.DOTALL)
     ]
     unexcused = [line for line in wrong if not any(line is other for other, _ in excused)]
     if unexcused:
@@ -183,7 +202,8 @@ def _tolerances(case: Case, name: str, dtype: torch.dtype) -> Mapping[str, float
 
 
 def _measure(ours: torch.Tensor, theirs: torch.Tensor, tolerance: Mapping[str, float]) -> tuple[float, float, float]:
-    """(error over what is allowed, error, allowed) where that ratio is largest. Integers and truth values must be equal."""
+    """(error over what is allowed, error, allowed) where that ratio is largest. Integers and truth values must be
+    equal."""
     if not theirs.is_floating_point() or not tolerance:
         wrong = int((ours.to(theirs.dtype) != theirs).sum())
         return (0.0, 0.0, 0.0) if wrong == 0 else (float("inf"), float(wrong), 0.0)

@@ -1,4 +1,5 @@
 """Torch blocks that two families or more share."""
+
 import importlib.util
 import sys
 from pathlib import Path

@@ -1,8 +1,10 @@
 """Deformable attention as a module, and the block that fuses feature levels with it.
 
-Axes in names: N pictures, Q queries, S places of all levels end to end, C channels, M heads, L levels, P points, x (x, y).
-Sources: Deformable DETR (Zhu et al. 2020, fundamentalvision/Deformable-DETR), MMFuser (Cao et al. 2024, yuecao0119/MMFuser); parameter names are theirs.
-"""
+Axes in names: N pictures, Q queries, S places of all levels end to end, C channels, M heads, L levels, P points, x (x,
+y).
+Sources: Deformable DETR (Zhu et al. 2020, fundamentalvision/Deformable-DETR), MMFuser (Cao et al. 2024,
+yuecao0119/MMFuser); parameter names are theirs."""
+
 from __future__ import annotations
 
 import math
@@ -65,19 +67,31 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, query: torch.Tensor, reference: torch.Tensor, source: torch.Tensor, shapes: Shapes, mask: torch.Tensor | None = None
+        self,
+        query: torch.Tensor,
+        reference: torch.Tensor,
+        source: torch.Tensor,
+        shapes: Shapes,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The output of `attend`."""
         return self.attend(query, reference, source, shapes, mask).output
 
     def attend(
-        self, query: torch.Tensor, reference: torch.Tensor, source: torch.Tensor, shapes: Shapes, mask: torch.Tensor | None = None
+        self,
+        query: torch.Tensor,
+        reference: torch.Tensor,
+        source: torch.Tensor,
+        shapes: Shapes,
+        mask: torch.Tensor | None = None,
     ) -> Attended:
         """query [N, Q, C]; source [N, S, C], levels end to end, row by row; shapes (height, width) of each level.
 
-        reference [1 or N, Q, 1 or L, 2] points (x, y) or [..., 4] boxes (centre x, centre y, width, height), in 0..1; float32 whatever the model's type.
+        reference [1 or N, Q, 1 or L, 2] points (x, y) or [..., 4] boxes (centre x, centre y, width, height), in 0..1;
+        float32 whatever the model's type.
         mask [N, S] bool, True where the source is padding.
-        Offsets are divided by the map's size in the model's own type and only then added to float32 points: that is how the weights were trained.
+        Offsets are divided by the map's size in the model's own type and only then added to float32 points: that is how
+        the weights were trained.
         """
         heads, levels, points = self.n_heads, self.n_levels, self.n_points
         if len(shapes) != levels:
@@ -102,7 +116,8 @@ class MSDeformAttn(nn.Module):
 
 
 class MSCrossAttnBlock(nn.Module):
-    """MMFuser's block: the deepest level asks the shallower ones, then itself; both answers return to it through gates that start at zero.
+    """MMFuser's block: the deepest level asks the shallower ones, then itself; both answers return to it through gates
+    that start at zero.
 
     With fresh gates it gives back the deepest level unchanged. Levels may differ in size.
     """
@@ -123,13 +138,16 @@ class MSCrossAttnBlock(nn.Module):
         return self.fuse(levels, shapes).output
 
     def fuse(self, levels: Sequence[torch.Tensor] | torch.Tensor, shapes: Shapes | None = None) -> Fused:
-        """levels: each [N, height*width, C], row by row; the first n_levels are looked at, the last one asks (and may be one of them).
+        """levels: each [N, height*width, C], row by row; the first n_levels are looked at, the last one asks (and may
+        be one of them).
 
         shapes: (height, width) of each entry of `levels`; squares where not given.
         """
         shapes = [square(level.shape[1]) for level in levels] if shapes is None else list(shapes)
         if len(levels) < self.n_levels or len(shapes) != len(levels):
-            raise ValueError(f"the fuser needs {self.n_levels} levels and a size for each, got {len(levels)} levels and {len(shapes)} sizes")
+            raise ValueError(
+                f"the fuser needs {self.n_levels} levels and a size for each, got {len(levels)} levels and {len(shapes)} sizes"
+            )
         deepest = levels[-1]
         query = self.query_norm(deepest)
         features = self.feat_norm(torch.cat(tuple(levels[: self.n_levels]), dim=1))
@@ -143,7 +161,8 @@ class MSCrossAttnBlock(nn.Module):
 
 
 def fan(heads: int, levels: int, points: int) -> torch.Tensor:
-    """Starting offsets [heads*levels*points*2]: head m points at angle 2*pi*m/heads on the unit square's rim, point i lies i steps out."""
+    """Starting offsets [heads*levels*points*2]: head m points at angle 2*pi*m/heads on the unit square's rim, point i
+    lies i steps out."""
     angles = torch.arange(heads, dtype=torch.float32) * (2.0 * math.pi / heads)
     rim = torch.stack((angles.cos(), angles.sin()), -1)
     rim = rim / rim.abs().max(-1, keepdim=True).values

@@ -1,8 +1,9 @@
 """Vision towers: pictures become feature levels.
 
-CLIP's (Radford et al. 2021; parameter names as in openai/clip-vit-large-patch14-336 on the hub), written out so that layers
-behind the last wanted one are not run and any hidden state can be had.
+CLIP's (Radford et al. 2021; parameter names as in openai/clip-vit-large-patch14-336 on the hub), written out so that
+layers behind the last wanted one are not run and any hidden state can be had.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_LARGE = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 336, "patch_size": 14, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
+"""Sizes of openai/clip-vit-large-patch14-336."""
 
 
 class ClipEmbeddings(nn.Module):
@@ -25,7 +34,9 @@ class ClipEmbeddings(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         if pictures.shape[-2:] != (self.side, self.side):
-            raise ValueError(f"this tower sees pictures of {self.side} x {self.side}, got {pictures.shape[-1]} x {pictures.shape[-2]}")
+            raise ValueError(
+                f"this tower sees pictures of {self.side} x {self.side}, got {pictures.shape[-1]} x {pictures.shape[-2]}"
+            )
         patches = self.patch_embedding(pictures).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(patches.shape[0], 1, -1)
         return torch.cat((first, patches), 1) + self.position_embedding.weight
@@ -42,7 +53,8 @@ class ClipAttention(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         query, key, value = (
-            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
+            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2))
 
@@ -62,7 +74,9 @@ class ClipMlp(nn.Module):
 class ClipLayer(nn.Module):
     """One encoder layer: norm first, residuals around attention and MLP."""
 
-    def __init__(self, width: int, inner: int, heads: int, epsilon: float, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(
+        self, width: int, inner: int, heads: int, epsilon: float, activation: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
         super().__init__()
         self.self_attn = ClipAttention(width, heads)
         self.layer_norm1 = nn.LayerNorm(width, eps=epsilon)
@@ -85,8 +99,10 @@ class ClipEncoder(nn.Module):
 class ClipTower(nn.Module):
     """CLIP's vision transformer with chosen hidden states.
 
-    config: the tower's own config.json (`vision_config` of it where there is one). `select`: one index or several into the hidden states
-    (0 the embeddings after the first norm, i the output of layer i, negative from the end). `class_token` keeps token 0.
+    config: the tower's own config.json (`vision_config` of it where there is one). `select`: one index or several into
+    the hidden states
+    (0 the embeddings after the first norm, i the output of layer i, negative from the end). `class_token` keeps token
+    0.
     """
 
     def __init__(self, config: Mapping[str, Any], select: int | Sequence[int] = -2, class_token: bool = False) -> None:
@@ -97,13 +113,20 @@ class ClipTower(nn.Module):
         if act not in ACTIVATIONS:
             raise ValueError(f"no activation {act!r} for a CLIP tower: choose one of {', '.join(ACTIVATIONS)}")
         count = config["num_hidden_layers"]
-        self.side, self.patch, self.width, self.class_token = config["image_size"], config["patch_size"], width, class_token
+        self.side, self.patch, self.width, self.class_token = (
+            config["image_size"],
+            config["patch_size"],
+            width,
+            class_token,
+        )
         self.select = tuple(hidden_state(index, count) for index in ((select,) if isinstance(select, int) else select))
         self.embeddings = ClipEmbeddings(width, self.side, self.patch)
         self.pre_layrnorm = nn.LayerNorm(width, eps=epsilon)  # spelled so in every checkpoint
         heads, inner = config["num_attention_heads"], config["intermediate_size"]
         self.encoder = ClipEncoder([ClipLayer(width, inner, heads, epsilon, ACTIVATIONS[act]) for _ in range(count)])
-        self.post_layernorm = nn.LayerNorm(width, eps=epsilon)  # in every checkpoint; nobody here asks for what it gives
+        self.post_layernorm = nn.LayerNorm(
+            width, eps=epsilon
+        )  # in every checkpoint; nobody here asks for what it gives
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -111,7 +134,8 @@ class ClipTower(nn.Module):
         return self.side // self.patch, self.side // self.patch
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """pictures [N, 3, side, side], normalised -> the chosen hidden states, each [N, tokens, width] (tokens row by row)."""
+        """pictures [N, 3, side, side], normalised -> the chosen hidden states, each [N, tokens, width] (tokens row by
+        row)."""
         states = self.hidden_states(pictures, max(self.select))
         return tuple(states[index] if self.class_token else states[index][:, 1:] for index in self.select)
 
@@ -126,7 +150,9 @@ class ClipTower(nn.Module):
 def hidden_state(index: int, layers: int) -> int:
     """A hidden state's index from 0, given one that may count from the end; ValueError outside."""
     if not -layers - 1 <= index <= layers:
-        raise ValueError(f"a tower of {layers} layers has hidden states 0..{layers} (or -{layers + 1}..-1), not {index}")
+        raise ValueError(
+            f"a tower of {layers} layers has hidden states 0..{layers} (or -{layers + 1}..-1), not {index}"
+        )
     return index % (layers + 1)
 
 

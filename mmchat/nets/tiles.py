@@ -1,0 +1,117 @@
+"""Pictures cut into tiles (LLaVA 1.6's "anyres"): which grid, which pixels, and how the tiles' vectors come together
+again.
+
+Source: haotian-liu/LLaVA, llava/mm_utils.py and llava/model/llava_arch.py; sizes are (width, height), maps (rows,
+columns), as each name says."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+Size = tuple[int, int]
+
+
+def pinpoints(written: str | Sequence[Sequence[int]]) -> list[Size]:
+    """The resolutions (width, height) a checkpoint offers, from its config: a list, or a text that shows one."""
+    if isinstance(written, str):
+        return [
+            (int(width), int(height)) for width, height in re.findall(r"[\[(]\s*(\d+)\s*,\s*(\d+)\s*[\])]", written)
+        ]
+    return [(int(width), int(height)) for width, height in written]
+
+
+def best_resolution(size: Size, offered: Sequence[Size]) -> Size:
+    """The offered resolution that keeps most of the picture's pixels, and of those the one that wastes least; the first
+    of equals."""
+    width, height = size
+
+    def merit(resolution: Size) -> tuple[int, int]:
+        scale = min(resolution[0] / width, resolution[1] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - resolution[0] * resolution[1]
+
+    return max(offered, key=merit)
+
+
+def grid(size: Size, offered: Sequence[Size], side: int) -> tuple[int, int]:
+    """How many tiles (across, down) a picture of `size` becomes."""
+    width, height = best_resolution(size, offered)
+    return width // side, height // side
+
+
+def views(image: Image.Image, offered: Sequence[Size], side: int) -> list[Image.Image]:
+    """The whole picture squashed to a square, then its tiles row by row, cut from the picture centred on black."""
+    target_width, target_height = best_resolution(image.size, offered)
+    across, down = target_width / image.width, target_height / image.height
+    if across < down:
+        inner = (target_width, min(math.ceil(image.height * across), target_height))
+    else:
+        inner = (min(math.ceil(image.width * down), target_width), target_height)
+    canvas = Image.new("RGB", (target_width, target_height), (0, 0, 0))
+    canvas.paste(image.resize(inner), ((target_width - inner[0]) // 2, (target_height - inner[1]) // 2))
+    corners = [(left, top) for top in range(0, target_height, side) for left in range(0, target_width, side)]
+    tiles = [canvas.crop((left, top, left + side, top + side)) for left, top in corners]
+    return [squashed(image, side), *tiles]
+
+
+def squashed(image: Image.Image, side: int) -> Image.Image:
+    """The picture as a square. A tall one that shrinks is brought to its height first.
+
+    The two passes of a resize round to 8 bits between them, so their order shows (up to five grey levels on tiny
+    pictures). PIL goes by
+    width first; the recorded numbers of the original were taken with one that brings a tall picture down first.
+    """
+    if image.width < image.height and side < image.height:
+        image = image.resize((image.width, side))
+    return image.resize((side, side))
+
+
+def unpadded(map_CHW: torch.Tensor, size: Size) -> torch.Tensor:
+    """The part of a map [C, rows, columns] that a picture of `size` covers when centred on it."""
+    rows, columns = map_CHW.shape[-2:]
+    if size[0] / size[1] > columns / rows:
+        margin = (rows - int(size[1] * (columns / size[0]))) // 2
+        return map_CHW[:, margin : rows - margin]
+    margin = (columns - int(size[0] * (rows / size[1]))) // 2
+    return map_CHW[:, :, margin : columns - margin]
+
+
+def merged(
+    vectors_VTC: torch.Tensor,
+    size: Size,
+    tiling: tuple[int, int],
+    how: str = "flat",
+    newline_C: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Vectors [views, T, C] of the whole picture and its tiles (across, down) -> [T', C] for the language model.
+
+    "flat": one after the other. "spatial": the whole, then the tiles' rows as one big map. "spatial_unpad": the same,
+    without what is
+    padding, and with `newline_C` behind every row.
+    """
+    if how == "flat":
+        return vectors_VTC.flatten(0, 1)
+    if not how.startswith("spatial"):
+        raise ValueError(f"no way {how!r} to merge tiles: choose flat, spatial or spatial_unpad")
+    whole, tiles = vectors_VTC[0], vectors_VTC[1:]
+    if "unpad" in how and newline_C is None:
+        raise ValueError(
+            "merging tiles without their padding needs the checkpoint's image_newline, which was not loaded"
+        )
+    if not len(tiles):
+        return torch.cat((whole, newline_C[None])) if "unpad" in how and newline_C is not None else whole
+    across, down = tiling
+    side = math.isqrt(tiles.shape[1])
+    # [down, across, side, side, C] -> one map [C, down * side, across * side]
+    big = tiles.view(down, across, side, side, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
+    if "unpad" in how and newline_C is not None:
+        big = unpadded(big, size)
+        big = torch.cat((big, newline_C[:, None, None].expand(-1, big.shape[1], 1)), -1)
+        return torch.cat((whole, big.flatten(1).T))
+    # Without un-padding the original lays the tiles' rows down band by band, which is the same order.
+    return torch.cat((whole, big.flatten(1).T))
