@@ -1,4 +1,5 @@
 """python -m mmchat.train STEP: compose | convert | features | chooser | language | pack. Each step is one module; this only hands over."""
+
 from __future__ import annotations
 
 import importlib
@@ -17,7 +18,11 @@ STEPS = {
 def main(arguments: list[str]) -> int:
     """Runs one step's `main(arguments)`; 2 with one sentence for what a user can mend."""
     if not arguments or arguments[0] not in STEPS:
-        print("usage: python -m mmchat.train STEP ...\n" + "\n".join(f"  {step:9} {about}" for step, about in STEPS.items()), file=sys.stderr)
+        print(
+            "usage: python -m mmchat.train STEP ...\n"
+            + "\n".join(f"  {step:9} {about}" for step, about in STEPS.items()),
+            file=sys.stderr,
+        )
         return 2
     module = importlib.import_module(f"mmchat.train.{arguments[0]}")
     try:

@@ -3,6 +3,7 @@
 `assets` is a folder with `tux/` (the unpacked tuxpaint-stamps-default package), `fluent/` (the unpacked @lobehub/fluent-emoji-3d package),
 `emoji.json` (of emoji-datasource) and `backgrounds/` (JPEG files that show no nameable thing in front).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -87,7 +88,11 @@ def load_cutouts(assets: Path) -> list[CutOut]:
                 paths = stamps.get(source[2:], [])
             else:
                 point = source[2:] if source.startswith("e:") else points.get(source.lower(), "")
-                paths = [path for path in (shapes / f"{name}.webp" for name in (point, point.replace("-fe0f", ""))) if path.exists()][:1]
+                paths = [
+                    path
+                    for path in (shapes / f"{name}.webp" for name in (point, point.replace("-fe0f", "")))
+                    if path.exists()
+                ][:1]
             for path in paths:
                 image = Image.open(path).convert("RGBA")
                 box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 40)).getbbox()
@@ -96,7 +101,9 @@ def load_cutouts(assets: Path) -> list[CutOut]:
                 image = image.crop(box)
                 image.thumbnail((CUT_SIDE, CUT_SIDE), Image.Resampling.LANCZOS)
                 pixels = np.asarray(image)
-                out.append(CutOut(noun, image, colour_word(pixels[pixels[..., 3] > 128][:, :3]), source.startswith("t:")))
+                out.append(
+                    CutOut(noun, image, colour_word(pixels[pixels[..., 3] > 128][:, :3]), source.startswith("t:"))
+                )
     if not out:
         raise ValueError(f"no cut-out found under {assets}: unpack the packages there as compose.py's first lines say")
     return out
@@ -119,7 +126,9 @@ def compose(seed: int, cutouts: Sequence[CutOut], backgrounds: Sequence[Path]) -
     things = []
     for cut, layer in placed:
         ys, xs = np.nonzero(owner == layer)
-        things.append(Thing(cut.noun, (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1), cut.colour, layer))
+        things.append(
+            Thing(cut.noun, (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1), cut.colour, layer)
+        )
     image = _photograph(canvas, chance, noise)
     # A photographed background may hold trees, hills and clouds that nobody labelled: none of these is called absent over one.
     nouns = [noun for noun in catalogue() if not (outdoors and (_OUTDOORS & {*noun.hypernyms, noun.name}))]
@@ -145,11 +154,26 @@ def write(out: Path, count: int, seed: int, assets: Path, quiet: bool = False) -
 def line(scene: Scene, file: str) -> dict:
     """A scene as JSON: file, width, height, objects (box in pixels), phrases (object: index or null)."""
     objects = [
-        {"name": t.noun.name, "synonyms": t.noun.synonyms, "hypernyms": t.noun.hypernyms, "plural": t.noun.plural, "colour": t.colour, "box": t.box, "layer": t.layer}
+        {
+            "name": t.noun.name,
+            "synonyms": t.noun.synonyms,
+            "hypernyms": t.noun.hypernyms,
+            "plural": t.noun.plural,
+            "colour": t.colour,
+            "box": t.box,
+            "layer": t.layer,
+        }
         for t in scene.things
     ]
     said = [{"text": p.text, "level": p.level, "object": p.target, "head": p.head} for p in scene.phrases]
-    return {"file": file, "width": scene.image.width, "height": scene.image.height, "seed": scene.seed, "objects": objects, "phrases": said}
+    return {
+        "file": file,
+        "width": scene.image.width,
+        "height": scene.image.height,
+        "seed": scene.seed,
+        "objects": objects,
+        "phrases": said,
+    }
 
 
 def _size(chance: random.Random) -> tuple[int, int]:
@@ -191,7 +215,9 @@ def _opened(path: Path) -> Image.Image:
     return image
 
 
-def _background(size: tuple[int, int], backgrounds: Sequence[Path], chance: random.Random, noise: np.random.Generator) -> tuple[Image.Image, bool]:
+def _background(
+    size: tuple[int, int], backgrounds: Sequence[Path], chance: random.Random, noise: np.random.Generator
+) -> tuple[Image.Image, bool]:
     """The ground and whether it is a picture of something."""
     roll = chance.random()
     if backgrounds and roll < 0.72:
@@ -203,18 +229,30 @@ def _background(size: tuple[int, int], backgrounds: Sequence[Path], chance: rand
         image = image.resize(size, Image.Resampling.BILINEAR, (x, y, x + width, y + height))
         if chance.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return (image.filter(ImageFilter.GaussianBlur(chance.uniform(0.5, 3))) if chance.random() < 0.4 else image), True
+        return (
+            image.filter(ImageFilter.GaussianBlur(chance.uniform(0.5, 3))) if chance.random() < 0.4 else image
+        ), True
     first, second = (np.array([chance.randint(0, 255) for _ in range(3)], dtype=np.float32) for _ in range(2))
     if roll < 0.86:  # a floor and a wall, or a plain run of colours
         ramp = np.linspace(0, 1, size[1], dtype=np.float32)[:, None, None]
         ramp = (ramp > chance.uniform(0.4, 0.75)).astype(np.float32) if chance.random() < 0.4 else ramp
         field = first * (1 - ramp) + second * ramp + np.zeros((1, size[0], 1), dtype=np.float32)
-        return Image.fromarray(np.clip(field + noise.normal(0, 4, (size[1], size[0], 1)), 0, 255).astype(np.uint8)), False
+        return Image.fromarray(
+            np.clip(field + noise.normal(0, 4, (size[1], size[0], 1)), 0, 255).astype(np.uint8)
+        ), False
     coarse = noise.integers(0, 255, (chance.randint(2, 12), chance.randint(2, 12), 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), False
 
 
-def _paste(canvas: Image.Image, owner: np.ndarray, cut: CutOut, layer: int, chance: random.Random, size: tuple[int, int], placed: Sequence) -> bool:
+def _paste(
+    canvas: Image.Image,
+    owner: np.ndarray,
+    cut: CutOut,
+    layer: int,
+    chance: random.Random,
+    size: tuple[int, int],
+    placed: Sequence,
+) -> bool:
     """Puts the cut-out somewhere unless it would hide too much of an earlier one; True when it was put."""
     side = math.exp(chance.uniform(math.log(0.13), math.log(0.62))) * min(size)
     image = cut.image
@@ -244,7 +282,9 @@ def _paste(canvas: Image.Image, owner: np.ndarray, cut: CutOut, layer: int, chan
             return False
     owner[solid] = layer
     light = chance.uniform(0.75, 1.2)
-    colour = Image.merge("RGB", [band.point([min(255, int(value * light)) for value in range(256)]) for band in image.split()[:3]])
+    colour = Image.merge(
+        "RGB", [band.point([min(255, int(value * light)) for value in range(256)]) for band in image.split()[:3]]
+    )
     if chance.random() < 0.3:  # a soft shadow
         shadow = image.getchannel("A").point(lambda value: value * 0.45).filter(ImageFilter.GaussianBlur(5))
         canvas.paste((20, 20, 20), (x + chance.randint(2, 9), y + chance.randint(2, 9)), shadow)
@@ -269,7 +309,6 @@ def _photograph(canvas: Image.Image, chance: random.Random, noise: np.random.Gen
         canvas.save(held, "jpeg", quality=chance.randint(45, 85))
         canvas = Image.open(held).convert("RGB")
     return canvas
-
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,5 @@
 """Referring phrases of a composed scene: each fits exactly one thing, or nothing at all. Pure Python."""
+
 from __future__ import annotations
 
 import random
@@ -7,7 +8,11 @@ from dataclasses import dataclass
 
 from mmchat.train.words import COLOURS, Noun, plural_of
 
-ARTICLES = (("the ", 0.45), ("a ", 0.3), ("", 0.25))  # one draw for what is there and for what is not: the article must give nothing away
+ARTICLES = (
+    ("the ", 0.45),
+    ("a ", 0.3),
+    ("", 0.25),
+)  # one draw for what is there and for what is not: the article must give nothing away
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class Phrase:
     head: str
 
 
-def phrases(things: Sequence[Thing], size: tuple[int, int], nouns: Sequence[Noun], chance: random.Random) -> list[Phrase]:
+def phrases(
+    things: Sequence[Thing], size: tuple[int, int], nouns: Sequence[Noun], chance: random.Random
+) -> list[Phrase]:
     """Every kind of phrase that this scene offers, a few of each. `nouns`: what absent ones are drawn from."""
     out: list[Phrase] = []
     seen: set[str] = set()
@@ -114,7 +121,12 @@ def _attributes(word, holders, things, size, chance, add) -> None:  # noqa: ANN0
     """Colour, size and side, where one of the holders has it clearly and no other might."""
     colours = [things[index].colour for index in holders]
     for index, colour in zip(holders, colours, strict=True):
-        if colour and word.split()[0] not in COLOURS and colours.count(colour) == 1 and (None not in colours or len(holders) == 1):
+        if (
+            colour
+            and word.split()[0] not in COLOURS
+            and colours.count(colour) == 1
+            and (None not in colours or len(holders) == 1)
+        ):
             add(f"{colour} {word}", "attribute", index, word)
     if len(holders) > 1:
         order = sorted(holders, key=lambda index: things[index].area)
@@ -130,14 +142,32 @@ def _sides(word, holders, things, size, chance, add) -> None:  # noqa: ANN001 - 
         order = sorted(holders, key=lambda index: things[index].centre[axis])
         spots = [things[index].centre[axis] / size[axis] for index in order]
         side = "on the {0}", "on the {0} side", "at the {0}", "to the {0}"
-        if spots[0] < 0.42 and (len(order) == 1 or spots[1] - spots[0] > 0.15) and (len(order) == 1 or chance.random() < 0.9):
+        if (
+            spots[0] < 0.42
+            and (len(order) == 1 or spots[1] - spots[0] > 0.15)
+            and (len(order) == 1 or chance.random() < 0.9)
+        ):
             text = f"{word} {chance.choice(side).format(low)}"
-            add(f"{low}most {word}" if axis == 0 and len(order) > 1 and chance.random() < 0.2 else text, "position", order[0], word)
+            add(
+                f"{low}most {word}" if axis == 0 and len(order) > 1 and chance.random() < 0.2 else text,
+                "position",
+                order[0],
+                word,
+            )
         if spots[-1] > 0.58 and (len(order) == 1 or spots[-1] - spots[-2] > 0.15):
             text = f"{word} {chance.choice(side).format(high)}"
-            add(f"{high}most {word}" if axis == 0 and len(order) > 1 and chance.random() < 0.2 else text, "position", order[-1], word)
-    middle = [index for index in holders if all(abs(things[index].centre[axis] / size[axis] - 0.5) < 0.14 for axis in (0, 1))]
-    rest = [index for index in holders if all(abs(things[index].centre[axis] / size[axis] - 0.5) < 0.24 for axis in (0, 1))]
+            add(
+                f"{high}most {word}" if axis == 0 and len(order) > 1 and chance.random() < 0.2 else text,
+                "position",
+                order[-1],
+                word,
+            )
+    middle = [
+        index for index in holders if all(abs(things[index].centre[axis] / size[axis] - 0.5) < 0.14 for axis in (0, 1))
+    ]
+    rest = [
+        index for index in holders if all(abs(things[index].centre[axis] / size[axis] - 0.5) < 0.24 for axis in (0, 1))
+    ]
     if len(middle) == 1 and rest == middle:
         add(f"{word} in the {chance.choice(('middle', 'centre', 'center'))}", "position", middle[0], word)
 
@@ -156,7 +186,13 @@ _RELATIONS = {
 def related(kind: str, one: Thing, other: Thing) -> bool:
     """Whether `one` stands to `other` as the kind says (a key of the relation words)."""
     if kind == "next":
-        gap = max(other.box[0] - one.box[2], one.box[0] - other.box[2], other.box[1] - one.box[3], one.box[1] - other.box[3], 0)
+        gap = max(
+            other.box[0] - one.box[2],
+            one.box[0] - other.box[2],
+            other.box[1] - one.box[3],
+            one.box[1] - other.box[3],
+            0,
+        )
         return gap < 0.35 * min(one.area, other.area) ** 0.5
     if kind in ("front", "behind"):
         return overlap(one, other) > 0.12 and (one.layer > other.layer) == (kind == "front")
@@ -189,15 +225,30 @@ def _absent(things, named, nouns, chance, add) -> None:  # noqa: ANN001 - inner 
     wanted = 5
     for noun in chance.sample(list(nouns), min(40, len(nouns))):
         word = chance.choice((noun.name, noun.name, *noun.synonyms, *noun.hypernyms[:1]))
-        if word == "object" or word in named or word.split()[-1].lower() in lasts or any(part in named for part in noun.words[: 1 + len(noun.synonyms)]):
+        if (
+            word == "object"
+            or word in named
+            or word.split()[-1].lower() in lasts
+            or any(part in named for part in noun.words[: 1 + len(noun.synonyms)])
+        ):
             continue
         kind = chance.random()
         if kind < 0.12 and word.split()[0] not in COLOURS:
             add(f"{chance.choice(COLOURS)} {word}", "absent", None, word)
         elif kind < 0.22:
-            add(f"{word} {chance.choice(('on the left', 'on the right', 'in the middle', 'at the top', 'at the bottom'))}", "absent", None, word)
+            add(
+                f"{word} {chance.choice(('on the left', 'on the right', 'in the middle', 'at the top', 'at the bottom'))}",
+                "absent",
+                None,
+                word,
+            )
         elif kind < 0.3 and named:
-            add(f"{word} {chance.choice(_RELATIONS[chance.choice(sorted(_RELATIONS))])} the {chance.choice(sorted(named))}", "absent", None, word)
+            add(
+                f"{word} {chance.choice(_RELATIONS[chance.choice(sorted(_RELATIONS))])} the {chance.choice(sorted(named))}",
+                "absent",
+                None,
+                word,
+            )
         else:
             add(word, "absent", None, word)
         wanted -= 1

@@ -2,6 +2,7 @@
 
 `nouns.txt` holds the hand-checked table; its first lines say how to read it.
 """
+
 from __future__ import annotations
 
 import re
@@ -51,7 +52,9 @@ def read(text: str) -> tuple[Noun, ...]:
             continue
         match = re.fullmatch(r"([^~=+]+?)\s*(\+?)\s*(?:~([^=]*))?(?:=(.*))?", line)
         if match is None or not hypernyms:
-            raise ValueError(f"line {number} of the catalogue is not 'noun ~ synonyms = sources' under a [header]: {line!r}")
+            raise ValueError(
+                f"line {number} of the catalogue is not 'noun ~ synonyms = sources' under a [header]: {line!r}"
+            )
         name = match[1].strip()
         sources = _listed(match[4], ";") if match[4] is not None else ()
         nouns.append(Noun(name, _listed(match[3] or "", ","), hypernyms, bool(match[2]), sources or (name.lower(),)))
