@@ -350,7 +350,7 @@ function drawList() {
     const where = region.kind === 'box' ? `${inPixels(region.box[0], region.box[1])} – ${inPixels(region.box[2], region.box[3])}` : inPixels(region.box[0], region.box[1]);
     const chip = button(`@${region.id}`, `mm-chip${region.id === selectedId() ? ' mm-on' : ''}`, () => { choose(region.id); mention(region.id); });
     chip.title = `${region.kind} at ${where}: put @${region.id} into the question`;
-    chip.append(part('small', '', where));
+    chip.append(' ', part('small', '', where));
     return part('li', '', [chip, button(`Delete region ${region.id}`, 'mm-plain', () => remove(region.id), 'close')]);
   });
   list.replaceChildren(...(rows.length ? rows : [part('li', 'mm-quiet', 'Drag on the picture to mark a region, or just ask.')]));
@@ -407,10 +407,10 @@ function fullView(now) {
 function refresh() {
   const now = value();
   const key = now ? `${now.image.path}|${now.view ? now.view.path : ''}` : '';
+  setBusy(now && !now.size ? 'Opening the picture' : null);
   if (key !== pictureKey) {
     const fresh = !now || !pictureKey || !pictureKey.startsWith(`${now.image.path}|`);
     pictureKey = key;
-    setBusy(now && !now.size ? 'Opening the picture' : null);
     if (fresh) {
       [past, lastId, cross, drag, heat, zoom] = [[], 0, null, null, null, 1];
       show({ turn: null, phrases: [] });

@@ -1,0 +1,389 @@
+"""The page in a real browser (marker `browser`): pictures, drawing, streaming, Stop, lit phrases and boxes, heat."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmchat.desk import Desk
+from mmchat.engines.replay import Recorded, ReplayEngine
+from mmchat.geometry import Box
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements.txt")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
+]
+
+QUIET = ", and nothing else moves" + " while the morning is still young" * 6 + "."
+ANSWERS = (
+    Recorded("long", "On and on. " * 300 + "<p>a bus</p><c0>.", candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
+    Recorded("script", "<script>document.title='broken'</script> <p>the <b>bus</b></p><c0>.",
+             candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
+    Recorded(".", "In the street I see <p>a red bus</p><c0> and also <p>two people</p><c1><c2> who wait beside it" + QUIET,
+             candidates=(Box(0.1, 0.3, 0.5, 0.7), Box(0.6, 0.4, 0.72, 0.82), Box(0.75, 0.42, 0.86, 0.8))),
+)  # fmt: skip
+WIDTH, HEIGHT = 900, 600
+
+
+class Served:
+    """A running page, its engine and its address."""
+
+    def __init__(self, examples: Path) -> None:
+        from mmchat.ui.page import build, launch_options
+
+        self.engine = ReplayEngine(ANSWERS, delay=0.02)
+        self.desk = Desk(self.engine)
+        self.opened: list[tuple[str, str]] = []
+        rows = [{"name": "replay"}, {"name": "large", "missing": ["weights/large"]}]
+        self.page = build(self.desk, models=rows, open_model=self.open_model, examples=examples)
+        options = {**launch_options(), "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True}
+        _, self.address, _ = self.page.launch(**options)
+
+    def open_model(self, name: str, precision: str) -> None:
+        self.opened.append((name, precision))
+        if name == "large":
+            raise ValueError("The weights of large are missing: put them under weights/large.")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    across = np.linspace(30, 220, WIDTH)[None, :, None] * np.ones((HEIGHT, 1, 3))
+    across[..., 1] = np.linspace(40, 200, HEIGHT)[:, None]
+    path = tmp_path_factory.mktemp("pictures") / "street.jpg"
+    Image.fromarray(across.astype(np.uint8)).save(path, quality=92)
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(photo: Path) -> Iterator[Served]:
+    running = Served(photo.parent)
+    yield running
+    running.page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet + camera)
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """One visitor: a page, and what a visitor does on it."""
+
+    def __init__(self, browser: Any, served: Served, **options: Any) -> None:
+        self.served = served
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 820}, **options})
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.hosts: set[str] = set()
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2] if "//" in request.url else ""))
+        self.page.goto(served.address)
+        self.page.wait_for_selector(".mm-empty", timeout=30_000)
+
+    def load(self, path: Path) -> None:
+        with self.page.expect_file_chooser() as chooser:
+            self.page.get_by_role("button", name="Choose a file").click()
+        chooser.value.set_files(str(path))
+
+    def picture(self) -> dict[str, float]:
+        self.page.wait_for_selector(".mm-stage .mm-picture")
+        self.page.wait_for_function("() => document.querySelector('.mm-picture').naturalWidth > 0")
+        return self.page.locator(".mm-stage").bounding_box()
+
+    def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
+        at = self.picture()
+        self.page.mouse.move(at["x"] + x0 * at["width"], at["y"] + y0 * at["height"])
+        self.page.mouse.down()
+        self.page.mouse.move(at["x"] + x1 * at["width"], at["y"] + y1 * at["height"], steps=4)
+        self.page.mouse.up()
+
+    def regions(self) -> list[list[float]]:
+        """What is drawn, in pixels of the picture."""
+        return [self.on_picture(found) for found in self.page.locator(".mm-region").all()]
+
+    def on_picture(self, found: Any) -> list[float]:
+        at, box = self.picture(), found.bounding_box()
+        x, y = WIDTH / at["width"], HEIGHT / at["height"]
+        left, top = (box["x"] - at["x"]) * x, (box["y"] - at["y"]) * y
+        return [left, top, left + box["width"] * x, top + box["height"] * y]
+
+    def ask(self, text: str) -> None:
+        self.page.fill("#mm-question textarea", text)
+        self.page.press("#mm-question textarea", "Enter")
+
+    def answered(self, state: str = "done") -> str:
+        self.page.wait_for_selector(f'.mm-model[data-state="{state}"]', timeout=20_000)
+        return self.page.locator(".mm-model .mm-body").last.inner_text()
+
+
+@pytest.fixture
+def visit(browser: Any, served: Served) -> Iterator[Visit]:
+    visitor = Visit(browser, served)
+    yield visitor
+    visitor.context.close()
+    assert visitor.errors == []
+
+
+def test_a_photograph_a_box_and_a_question_give_streamed_words_lit_phrases_places_and_heat(
+    visit: Visit, photo: Path
+) -> None:
+    from gradio_client import Client, handle_file
+
+    visit.load(photo)
+    visit.drag(0.2, 0.25, 0.5, 0.75)
+    assert visit.regions()[0] == pytest.approx([180, 150, 450, 450], abs=2)
+    assert "@1" in visit.page.locator(".mm-regions").inner_text()
+
+    visit.ask("What do you see near @1?")
+    visit.page.wait_for_selector('.mm-model[data-state="running"] .mm-phrase')
+    part = visit.page.locator(".mm-model .mm-body").inner_text()
+    whole = visit.answered()
+    assert whole.startswith(part.strip()) and len(part) < len(whole)
+    assert whole == f"In the street I see a red bus and also two people who wait beside it{QUIET}"
+
+    told = Client(visit.served.address, verbose=False).predict(
+        image=handle_file(str(photo)), text="What do you see near @1?", regions=[[180, 150, 450, 450]], api_name="/ask"
+    )
+    for span, phrase in enumerate(told["spans"]):
+        shown = visit.page.locator(f'.mm-place[data-span="{span}"]').all()
+        assert len(shown) == len(phrase["places"])
+        for place, found in zip(phrase["places"], shown, strict=True):
+            assert visit.on_picture(found) == pytest.approx(place["box"], abs=2)
+
+    visit.page.locator(".mm-phrase").first.hover()
+    visit.page.wait_for_selector('.mm-place.mm-lit[data-span="0"]')
+    visit.page.get_by_role("button", name="Show", exact=True).click()
+    visit.page.wait_for_selector(".mm-heat:not([hidden])", timeout=15_000)
+    visit.page.wait_for_function("() => document.querySelector('.mm-heat').naturalWidth > 0")
+    assert "contrast" in visit.page.locator("#mm-heat").inner_text()
+    heat = visit.page.locator(".mm-heat").bounding_box()
+    assert heat == pytest.approx(visit.picture(), abs=1)
+
+
+def test_stop_ends_a_running_answer_and_the_talk_goes_on(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("a long story")
+    visit.page.wait_for_function("() => (document.querySelector('.mm-body') || {}).innerText?.length > 40")
+    visit.page.locator("#mm-stop").click()
+    assert 30 < len(visit.answered("stopped")) < 3000
+    given = visit.served.engine.tokens
+    visit.page.wait_for_timeout(300)
+    assert visit.served.engine.tokens == given
+    visit.ask("What do you see?")
+    assert "red bus" in visit.answered()
+
+
+def test_a_box_is_exact_after_zooming_resizing_and_at_twice_the_pixels(
+    browser: Any, served: Served, photo: Path
+) -> None:
+    visit = Visit(browser, served, device_scale_factor=2)
+    visit.load(photo)
+    visit.picture()
+    visit.page.get_by_role("button", name="Larger").click()
+    visit.drag(0.1, 0.1, 0.4, 0.5)
+    assert visit.regions()[0] == pytest.approx([90, 60, 360, 300], abs=1.5)
+    visit.page.set_viewport_size({"width": 700, "height": 900})
+    visit.page.wait_for_timeout(200)
+    assert visit.regions()[0] == pytest.approx([90, 60, 360, 300], abs=1.5)
+    visit.context.close()
+
+
+def test_regions_are_selected_moved_resized_deleted_and_brought_back(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.drag(0.2, 0.2, 0.4, 0.4)
+    visit.drag(0.4, 0.4, 0.6, 0.5)  # by the corner: larger
+    assert visit.regions()[0] == pytest.approx([180, 120, 540, 300], abs=2)
+    visit.page.get_by_role("button", name="Select and move").click()
+    visit.drag(0.3, 0.3, 0.5, 0.6)
+    assert visit.regions()[0] == pytest.approx([360, 300, 720, 480], abs=2)
+    visit.page.get_by_role("button", name="Place a point").click()
+    at = visit.picture()
+    visit.page.mouse.click(at["x"] + 0.1 * at["width"], at["y"] + 0.1 * at["height"])
+    assert [text.split()[0] for text in visit.page.locator(".mm-chip").all_inner_texts()] == ["@1", "@2"]
+    visit.page.keyboard.press("Delete")
+    assert len(visit.regions()) == 1
+    visit.page.keyboard.press("Control+z")
+    assert len(visit.regions()) == 2
+    visit.page.get_by_role("button", name="Delete region 1").click()
+    assert visit.page.locator(".mm-region .mm-tag").all_inner_texts() == ["@2"]
+
+
+def test_a_box_is_drawn_with_the_keyboard_alone(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.page.locator(".mm-stage").focus()
+    for key in ["Enter", "Enter", *["ArrowRight"] * 20, *["ArrowDown"] * 10, "Enter"]:
+        visit.page.keyboard.press(key)
+    assert visit.regions()[0] == pytest.approx([450, 300, 630, 360], abs=2)
+    visit.page.keyboard.press("ArrowLeft")
+    assert visit.regions()[0] == pytest.approx([441, 300, 621, 360], abs=2)
+
+
+def test_a_finger_draws_on_a_narrow_screen_that_does_not_scroll_sideways(
+    browser: Any, served: Served, photo: Path
+) -> None:
+    visit = Visit(browser, served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    visit.load(photo)
+    at = visit.picture()
+    touch = visit.context.new_cdp_session(visit.page)
+
+    def finger(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": at["x"] + x * at["width"], "y": at["y"] + y * at["height"]} for x, y in places]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    finger("touchStart", (0.2, 0.2))
+    for step in (0.3, 0.5, 0.7):
+        finger("touchMove", (step, step))
+    finger("touchEnd")
+    visit.page.wait_for_selector(".mm-region")
+    assert visit.regions()[0] == pytest.approx([180, 120, 630, 420], abs=4)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert visit.errors == []
+    visit.context.close()
+
+
+def test_a_phrase_keeps_only_its_boxes_and_a_box_lights_its_phrase(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("What do you see?")
+    visit.answered()
+    visit.page.locator(".mm-phrase").nth(1).focus()
+    visit.page.keyboard.press("Enter")
+    assert visit.page.locator(".mm-place.mm-dim").count() == 1
+    assert visit.page.locator(".mm-phrase").nth(1).get_attribute("aria-pressed") == "true"
+    visit.page.keyboard.press("Enter")
+    assert visit.page.locator(".mm-place.mm-dim").count() == 0
+    box = visit.page.locator('.mm-place[data-span="0"]').bounding_box()
+    visit.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert visit.page.locator(".mm-phrase").first.get_attribute("aria-pressed") == "true"
+    colours = visit.page.evaluate(
+        "() => ['.mm-phrase', '.mm-place'].map((name) => getComputedStyle(document.querySelector(name)).borderBottomColor)"
+    )
+    assert colours[0] == colours[1]
+
+
+def test_model_text_with_tags_is_shown_as_text(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("script")
+    assert visit.answered() == "<script>document.title='broken'</script> the <b>bus</b>."
+    assert visit.page.title() == "mmchat"
+
+
+def test_a_file_that_is_no_picture_gives_a_card_and_the_page_goes_on(
+    visit: Visit, photo: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photo.read_bytes()[:700])
+    visit.load(broken)
+    visit.page.wait_for_selector("#mm-left .mm-card")
+    assert "damaged or cut off" in visit.page.locator("#mm-left .mm-card").inner_text()
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    visit.load(text)
+    assert "not a picture" in visit.page.locator(".mm-complaint").inner_text()
+    visit.load(photo)
+    visit.picture()
+    assert visit.page.locator("#mm-left .mm-card").count() == 0
+
+
+def test_a_question_that_cannot_be_asked_gives_a_card_and_keeps_the_words(visit: Visit, photo: Path) -> None:
+    visit.ask("What is there?")
+    visit.page.wait_for_selector("#mm-right .mm-card")
+    assert "no picture yet" in visit.page.locator("#mm-right .mm-card").inner_text()
+    visit.load(photo)
+    visit.picture()
+    visit.ask("What is @7?")
+    visit.page.wait_for_selector("#mm-right .mm-card")
+    visit.page.wait_for_timeout(500)
+    assert "no region @7" in visit.page.locator("#mm-right .mm-card").inner_text()
+    assert visit.page.input_value("#mm-question textarea") == "What is @7?"
+
+
+def test_an_example_a_pasted_picture_and_the_camera_bring_pictures(visit: Visit) -> None:
+    visit.page.get_by_role("button", name="Example: street").click()
+    visit.picture()
+    visit.page.get_by_role("button", name="Remove the picture").click()
+    visit.page.wait_for_selector(".mm-empty")
+    visit.page.evaluate(
+        """async () => {
+            const canvas = Object.assign(document.createElement('canvas'), { width: 90, height: 60 });
+            canvas.getContext('2d').fillRect(10, 10, 30, 30);
+            const blob = await new Promise((done) => canvas.toBlob(done, 'image/png'));
+            const clipboardData = new DataTransfer();
+            clipboardData.items.add(new File([blob], 'pasted.png', { type: 'image/png' }));
+            document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true }));
+        }"""
+    )
+    visit.picture()
+    assert "pasted.png" in visit.page.locator(".mm-picture").get_attribute("alt")
+    visit.page.get_by_role("button", name="Camera").click()
+    visit.page.wait_for_function("() => (document.querySelector('.mm-video') || {}).videoWidth > 0")
+    visit.page.get_by_role("button", name="Take picture").click()
+    visit.page.wait_for_selector('.mm-picture[alt*="camera.jpg"]')
+
+
+def test_try_again_take_back_and_new_chat_change_the_talk(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.drag(0.2, 0.2, 0.4, 0.4)
+    visit.ask("What do you see?")
+    visit.answered()
+    visit.page.locator("#mm-retry").click()
+    visit.page.wait_for_selector('.mm-model[data-state="running"]')
+    assert "red bus" in visit.answered()
+    visit.page.locator("#mm-back").click()
+    visit.page.wait_for_selector(".mm-welcome")
+    assert visit.page.input_value("#mm-question textarea") == "What do you see?"
+    assert visit.page.locator(".mm-place").count() == 0
+    visit.page.locator("#mm-new").click()
+    visit.page.wait_for_function("() => document.querySelectorAll('.mm-region').length === 0")
+
+
+def test_the_answer_is_saved_as_a_picture_and_as_json(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("What do you see?")
+    visit.answered()
+    visit.page.wait_for_selector("#mm-stop", state="detached")
+    visit.page.get_by_role("tab", name="Save").click()
+    with visit.page.expect_download(timeout=30_000) as download:
+        visit.page.locator("#mm-save").click()
+    assert download.value.suggested_filename == "street-mmchat.png"
+    with Image.open(download.value.path()) as painted:
+        assert painted.size == (WIDTH, HEIGHT)
+
+
+def test_a_model_without_weights_gives_a_card_and_the_open_one_stays(visit: Visit) -> None:
+    visit.page.get_by_role("tab", name="Model").click()
+    visit.page.locator("#mm-model-name input").click()
+    visit.page.get_by_role("option", name="large").click()
+    visit.page.get_by_text("NF4", exact=False).first.click()
+    visit.page.locator("#mm-model-open").click()
+    visit.page.wait_for_selector("#mm-models .mm-card")
+    assert "put them under weights/large" in visit.page.locator("#mm-models").inner_text()
+    assert visit.served.opened[-1] == ("large", "nf4")
+    assert visit.page.locator("#mm-model-name input").input_value() == "replay"
+
+
+def test_the_page_asks_no_other_host(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("What do you see?")
+    visit.answered()
+    assert {host.split(":")[0] for host in visit.hosts if host} == {"127.0.0.1"}
