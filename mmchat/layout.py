@@ -46,7 +46,8 @@ TASKS = (
 
 def select_layers(written: str | int | Sequence[int]) -> int | list[int]:
     """The hidden states that `mm_vision_select_layer` names: a number, a list, or a text ("-2", "list-22/-17/-12").
-    ValueError otherwise."""
+    ValueError otherwise.
+    """
     if not isinstance(written, str):
         return written if isinstance(written, int) else list(written)
     try:
@@ -55,13 +56,15 @@ def select_layers(written: str | int | Sequence[int]) -> int | list[int]:
         return int(written)
     except ValueError:
         raise ValueError(
-            f"mm_vision_select_layer is {written!r} in the checkpoint's config.json: write a number, a list of numbers, or list-22/-17/-2"
+            f"mm_vision_select_layer is {written!r} in the checkpoint's config.json: "
+            "write a number, a list of numbers, or list-22/-17/-2"
         ) from None
 
 
 def tower_sizes(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The CLIP tower's own config: `vision_config` where the loader found one, else CLIP-L/14 at 336, which nearly all
-    name."""
+    name.
+    """
     sizes = config.get("vision_config") or CLIP_LARGE
     return sizes.get("vision_config", sizes)
 
@@ -79,11 +82,13 @@ def tower(config: Mapping[str, Any]) -> ClipTower:
 
 def frame(config: Mapping[str, Any]) -> Frame:
     """A centred square filled with CLIP's mean colour; without `image_aspect_ratio: pad` short side and centre crop, as
-    the original does."""
+    the original does.
+    """
     ratio = config.get("image_aspect_ratio")
     if ratio == "anyres":
         raise ValueError(
-            "this is a LLaVA 1.6 checkpoint (image_aspect_ratio anyres), whose tiles the chat does not show: open a 1.5 checkpoint"
+            "this is a LLaVA 1.6 checkpoint (image_aspect_ratio anyres), whose tiles the chat does not show: "
+            "open a 1.5 checkpoint"
         )
     way = "pad" if ratio == "pad" else "crop"
     return Frame(tower_sizes(config)["image_size"], way, (122, 116, 104), CLIP_MEAN, CLIP_STD)
@@ -91,5 +96,6 @@ def frame(config: Mapping[str, Any]) -> Frame:
 
 def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
     """The region's box (unit square of the fitted picture) as the training texts write it: two decimals at most, 0.40
-    as 0.4."""
+    as 0.4.
+    """
     return (re.sub(r"(\.\d)0(?!\d)", r"\1", dialect.write((region.box,), None, scene)),)

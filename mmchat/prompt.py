@@ -1,5 +1,6 @@
 """A talk becomes words and slots. Prompts are built from pieces and never searched for marks: what a user types stays
-text."""
+text.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from mmchat.geometry import Region
 @dataclass(frozen=True)
 class Turn:
     """One turn of a talk. `text` may say @1, @2 ... (counted over `regions` of the whole talk). `images`: indices of
-    pictures shown with it."""
+    pictures shown with it.
+    """
 
     role: Literal["user", "assistant"]
     text: str
@@ -25,7 +27,8 @@ class Turn:
 @dataclass(frozen=True)
 class Slot:
     """A place in the prompt for vectors: "image" index, "region" index (-1: all candidates), "clue" (about `text`, the
-    turn's own words)."""
+    turn's own words).
+    """
 
     kind: Literal["image", "region", "clue"]
     index: int = 0
@@ -88,7 +91,8 @@ class Template:
 
     def render(self, turns: Sequence[Turn], mention: Mention, task: str | None = None) -> tuple[Piece, ...]:
         """The whole talk as pieces. `mention(number, region)` gives what stands for @number; `task` wraps the last user
-        turn."""
+        turn.
+        """
         regions = [region for turn in turns for region in turn.regions]
         last = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
         seen, messages = 0, []
@@ -158,7 +162,8 @@ def encode(
     pieces: Iterable[Piece], tokenize: Callable[[str], list[int]], start: Sequence[int] = ()
 ) -> list[int | Slot]:
     """Token ids with the slots between: every text is tokenized for itself (`tokenize` adds no special ids), `start`
-    stands in front once."""
+    stands in front once.
+    """
     out: list[int | Slot] = list(start)
     for piece in pieces:
         out += [piece] if isinstance(piece, Slot) else tokenize(piece)
@@ -181,7 +186,8 @@ def _filled(pattern: str, **fields: tuple[Piece, ...]) -> list[Piece]:
 
 def _asked(task: Task, text: str, own: range, known: int) -> str:
     """The user's words in the task's pattern. Where it needs a region and no @number is said, this turn's own regions
-    stand in."""
+    stand in.
+    """
     text = text.strip()
     if task.needs == "region" and not any(1 <= int(number) <= known for number in _MENTION.findall(text)):
         if not own:

@@ -5,7 +5,8 @@
 
 The operator of Deformable DETR (Zhu et al. 2020, github.com/fundamentalvision/Deformable-DETR, models/ops), written
 anew. `kernels/README.md` holds the contract in full. Which back end runs is decided in one place, `choose`, which can
-say why; no error of a back end is swallowed."""
+say why; no error of a back end is swallowed.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def states(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Sta
 
 def choose(device: str = "cpu", dtype: torch.dtype = torch.float32, backend: str | None = None) -> Choice:
     """Which back end runs: the argument, else the variable MSDA_BACKEND, else the first that is ready. ValueError for
-    one that cannot run."""
+    one that cannot run.
+    """
     forced, by = (
         (backend, "the caller")
         if backend is not None
@@ -121,7 +123,7 @@ def _check(value: torch.Tensor, shapes: list[tuple[int, int]], locations: torch.
         )
     if (locations.shape[0], locations.shape[2], locations.shape[3]) != (batch, heads, len(shapes)):
         raise ValueError(
-            f"locations {list(locations.shape)} do not fit {batch} pictures, {heads} heads and {len(shapes)} levels of the value"
+            f"locations {list(locations.shape)} do not fit {batch} pictures, {heads} heads and {len(shapes)} levels"
         )
     if not all(tensor.is_floating_point() for tensor in (value, locations, weights)):
         raise ValueError("value, locations and weights must be floating point")

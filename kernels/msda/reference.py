@@ -25,7 +25,8 @@ def ms_deform_attn_backward(
     grad: torch.Tensor, value: torch.Tensor, shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of value, locations and weights, given that of the output [N, Q, M*D]; for where autograd is not at
-    hand (inside an operator)."""
+    hand (inside an operator).
+    """
     batch, length, heads, depth = value.shape
     sampled_BDQLP, (maps, grids) = _sampled(value, shapes, locations, weights)
     dtype = sampled_BDQLP.dtype
@@ -53,7 +54,8 @@ def _sampled(
     value: torch.Tensor, shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[list[torch.Tensor], list[torch.Tensor]]]:
     """Samples [N*M, D, Q, L, P], and the maps and grids they were taken from. Batch and heads become one axis:
-    grid_sample knows one batch."""
+    grid_sample knows one batch.
+    """
     batch, _, heads, depth = value.shape
     dtype = torch.float32
     for tensor in (value, locations, weights):

@@ -2,7 +2,8 @@
 
 Liu et al. 2023, github.com/haotian-liu/LLaVA. Checkpoints: liuhaotian/llava-v1.5-7b and -13b (without the tower inside:
 CLIP comes from its own folder, `mm_vision_tower` in the config), and what is trained with that code later (tower
-inside)."""
+inside).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Llava(Model):
 
     def tiled(self, views: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Vectors [T, C] of one picture of `size` (width, height), given its views [1 + tiles, 3, side, side]
-        (`tiles.views`)."""
+        (`tiles.views`).
+        """
         vectors = self.bridge(self.vision(views))
         return tiles.merged(
             vectors, size, tiles.grid(size, self.offered, self.vision.side), self.how, self.image_newline
@@ -51,7 +53,7 @@ def build(config: Mapping[str, Any]) -> Llava:
 FAMILY = Family(
     name="llava",
     title="LLaVA 1.5",
-    about="Talks about pictures, finds what a sentence describes, describes a box. CLIP and Vicuna with a small projector between.",
+    about="Talks about pictures, finds what a sentence describes, describes a box. CLIP, a small projector, Vicuna.",
     template=replace(TEMPLATES["vicuna_v1"], tasks=TASKS),
     dialect=LLAVA,
     frame=frame,
@@ -63,12 +65,15 @@ FAMILY = Family(
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
     licence="Code Apache 2.0; weights under the Llama 2 Community License; training data partly for research only.",
     dwarf={
-        "model_type": "llava", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "vocab_size": 320, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-        "mm_hidden_size": 32, "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
+        "model_type": "llava", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 320, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+        "mm_hidden_size": 32, "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
         "image_aspect_ratio": "pad",
         "vision_config": {
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56,
+            "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56,
             "patch_size": 14, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
         },
     },

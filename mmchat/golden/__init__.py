@@ -2,7 +2,8 @@
 
 A folder holds cases: `<case>.safetensors` with `<case>.json` (tensors), or a `<case>.json` alone (a table of texts).
 What computes a case stands in the file named after its system beside this one, in `HANDLERS`: an object's name (or a
-table's file name) to a function."""
+table's file name) to a function.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ DIFFERENCES = Path(__file__).resolve().parents[2] / "tests" / "golden" / "differ
 @dataclass(frozen=True)
 class Row:
     """One case: its largest error, measured against the tolerance at that very number; a table's error counts its wrong
-    lines."""
+    lines.
+    """
 
     system: str
     case: str
@@ -84,7 +86,8 @@ class Case:
 @dataclass(frozen=True)
 class Line:
     """One line of a table: what it is about, what we say, what the original said. Both are plain values; an error is
-    ("raises", its type)."""
+    ("raises", its type).
+    """
 
     about: str
     ours: Any
@@ -133,7 +136,7 @@ def _row(case: Case, differences: Sequence[Mapping[str, str]]) -> Row:
         if case.is_table:
             return _judge_table(handler(case), known, row)
         return _judge_tensors(case, handler, row)
-    except Exception as error:  # noqa: BLE001 -- one broken case is a line of the report, not the end of it
+    except Exception as error:  # one broken case is a line of the report, not the end of it
         return row("fail", f"{type(error).__name__}: {error}".splitlines()[0])
 
 
@@ -148,7 +151,8 @@ def _judge_table(lines: Sequence[Line], known: Sequence[Mapping[str, str]], row:
     unexcused = [line for line in wrong if not any(line is other for other, _ in excused)]
     if unexcused:
         line = unexcused[0]
-        why = f"{len(unexcused)} of {len(lines)} lines; {line.about!r}: ours {_brief(line.ours)}, recorded {_brief(line.theirs)}"
+        said = f"ours {_brief(line.ours)}, recorded {_brief(line.theirs)}"
+        why = f"{len(unexcused)} of {len(lines)} lines; {line.about!r}: {said}"
         return row("fail", why, float(len(unexcused)), 0.0)
     if excused:
         return row("differs", f"{len(excused)} of {len(lines)} lines: {excused[0][1]}", float(len(excused)), 0.0)
@@ -203,7 +207,8 @@ def _tolerances(case: Case, name: str, dtype: torch.dtype) -> Mapping[str, float
 
 def _measure(ours: torch.Tensor, theirs: torch.Tensor, tolerance: Mapping[str, float]) -> tuple[float, float, float]:
     """(error over what is allowed, error, allowed) where that ratio is largest. Integers and truth values must be
-    equal."""
+    equal.
+    """
     if not theirs.is_floating_point() or not tolerance:
         wrong = int((ours.to(theirs.dtype) != theirs).sum())
         return (0.0, 0.0, 0.0) if wrong == 0 else (float("inf"), float(wrong), 0.0)

@@ -29,7 +29,7 @@ def checkpoint_config(case: Case) -> dict[str, Any]:
     return config | {"vision_config": config["vision"]}
 
 
-# --- texts
+# texts
 #
 #
 #
@@ -38,12 +38,12 @@ def checkpoint_config(case: Case) -> dict[str, Any]:
 #
 #
 #
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def pieces(text: str, first: int = 0) -> tuple[str | Slot, ...]:
     """A recorded text with its image marks as slots, counted from `first`: here, and only here, a mark in a text means
-    a picture."""
+    a picture.
+    """
     parts = text.split(MARK)
     return joined(
         piece
@@ -78,7 +78,8 @@ def prompts(case: Case) -> list[Line]:
 
 def rendered(entry: dict[str, Any]) -> tuple[str | Slot, ...]:
     """One recorded prompt from our template. A picture handed over beside the text is placed by the template; one
-    marked in it stays there."""
+    marked in it stays there.
+    """
     template = TEMPLATES[entry["template"]]
     if entry["image"] == "tuple":
         question = entry["messages"][0][0].partition("  (as a tuple")[0].replace(MARK, "").strip()
@@ -125,7 +126,7 @@ def layers(case: Case) -> list[Line]:
     return lines
 
 
-# --- pictures
+# pictures
 #
 #
 #
@@ -134,7 +135,6 @@ def layers(case: Case) -> list[Line]:
 #
 #
 #
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def squares(case: Case, dtype: torch.dtype) -> Outputs:
@@ -176,7 +176,7 @@ def pixels(image: Image.Image) -> torch.Tensor:
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
 
 
-# --- parts
+# parts
 #
 #
 #
@@ -185,7 +185,6 @@ def pixels(image: Image.Image) -> torch.Tensor:
 #
 #
 #
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -211,14 +210,14 @@ def tower_states(case: Case, dtype: torch.dtype) -> Outputs:
     }
 
 
-# --- whole models
-# --------------------------------------------------------------------------------------------------------------------
+# whole models
 
 
 @torch.no_grad()
 def whole(case: Case, dtype: torch.dtype) -> Outputs:
     """Pictures and token ids to features, spliced rows, logits, loss and greedy ids, through the model of the
-    family."""
+    family.
+    """
     from mmchat.families.llava import build
 
     return run_whole(case, dtype, filled(lambda: build(checkpoint_config(case)), case.state(), dtype, KEYS, DROP))

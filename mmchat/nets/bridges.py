@@ -14,7 +14,8 @@ KINDS = "linear, mlp2x_gelu (any number for 2), identity"
 
 def projector(kind: str, width: int, language_width: int) -> list[nn.Module]:
     """The layers of a LLaVA projector, by its name in a checkpoint's config (`mm_projector_type`); GELU is the exact
-    one."""
+    one.
+    """
     if kind == "identity":
         return [nn.Identity()]
     if kind == "linear":

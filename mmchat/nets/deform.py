@@ -3,7 +3,8 @@
 Axes in names: N pictures, Q queries, S places of all levels end to end, C channels, M heads, L levels, P points, x (x,
 y).
 Sources: Deformable DETR (Zhu et al. 2020, fundamentalvision/Deformable-DETR), MMFuser (Cao et al. 2024,
-yuecao0119/MMFuser); parameter names are theirs."""
+yuecao0119/MMFuser); parameter names are theirs.
+"""
 
 from __future__ import annotations
 
@@ -146,7 +147,8 @@ class MSCrossAttnBlock(nn.Module):
         shapes = [square(level.shape[1]) for level in levels] if shapes is None else list(shapes)
         if len(levels) < self.n_levels or len(shapes) != len(levels):
             raise ValueError(
-                f"the fuser needs {self.n_levels} levels and a size for each, got {len(levels)} levels and {len(shapes)} sizes"
+                f"the fuser needs {self.n_levels} levels and a size for each, "
+                f"got {len(levels)} levels and {len(shapes)} sizes"
             )
         deepest = levels[-1]
         query = self.query_norm(deepest)
@@ -162,7 +164,8 @@ class MSCrossAttnBlock(nn.Module):
 
 def fan(heads: int, levels: int, points: int) -> torch.Tensor:
     """Starting offsets [heads*levels*points*2]: head m points at angle 2*pi*m/heads on the unit square's rim, point i
-    lies i steps out."""
+    lies i steps out.
+    """
     angles = torch.arange(heads, dtype=torch.float32) * (2.0 * math.pi / heads)
     rim = torch.stack((angles.cos(), angles.sin()), -1)
     rim = rim / rim.abs().max(-1, keepdim=True).values
@@ -176,6 +179,20 @@ def centres(height: int, width: int, device: torch.device | str | None = None) -
     x = torch.linspace(0.5, width - 0.5, width, dtype=torch.float32, device=device) / width
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     return torch.stack((columns.flatten(), rows.flatten()), -1)[None, :, None]
+
+
+def attended_map(attended: Attended, shape: tuple[int, int]) -> torch.Tensor:
+    """Where all queries together look: the weights summed over a grid (height, width), [N, 1, height, width].
+
+    Levels and heads fall on one another; what lies outside the map is left out.
+    """
+    height, width = shape
+    size = torch.tensor((width, height), device=attended.locations.device)
+    cell = (attended.locations.float() * size).floor().long().flatten(1, -2)
+    inside = ((cell >= 0) & (cell < size)).all(-1)
+    index = (cell[..., 1] * width + cell[..., 0]).where(inside, 0)
+    weight = attended.weights.float().flatten(1).where(inside, 0.0)
+    return torch.zeros(len(cell), height * width, device=cell.device).scatter_add_(1, index, weight).view(-1, 1, *shape)
 
 
 def square(places: int) -> tuple[int, int]:

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 _KEPT = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act",
-    "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias", "head_dim",
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
+    "attention_bias", "mlp_bias", "head_dim",
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 

@@ -2,7 +2,8 @@
 again.
 
 Source: haotian-liu/LLaVA, llava/mm_utils.py and llava/model/llava_arch.py; sizes are (width, height), maps (rows,
-columns), as each name says."""
+columns), as each name says.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def pinpoints(written: str | Sequence[Sequence[int]]) -> list[Size]:
 
 def best_resolution(size: Size, offered: Sequence[Size]) -> Size:
     """The offered resolution that keeps most of the picture's pixels, and of those the one that wastes least; the first
-    of equals."""
+    of equals.
+    """
     width, height = size
 
     def merit(resolution: Size) -> tuple[int, int]:

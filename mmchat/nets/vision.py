@@ -35,7 +35,7 @@ class ClipEmbeddings(nn.Module):
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         if pictures.shape[-2:] != (self.side, self.side):
             raise ValueError(
-                f"this tower sees pictures of {self.side} x {self.side}, got {pictures.shape[-1]} x {pictures.shape[-2]}"
+                f"this tower sees {self.side} x {self.side} pixels, got {pictures.shape[-1]} x {pictures.shape[-2]}"
             )
         patches = self.patch_embedding(pictures).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(patches.shape[0], 1, -1)
@@ -135,7 +135,8 @@ class ClipTower(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """pictures [N, 3, side, side], normalised -> the chosen hidden states, each [N, tokens, width] (tokens row by
-        row)."""
+        row).
+        """
         states = self.hidden_states(pictures, max(self.select))
         return tuple(states[index] if self.class_token else states[index][:, 1:] for index in self.select)
 
