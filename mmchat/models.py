@@ -55,6 +55,23 @@ def find(name: str | None = None, file: Path | None = None) -> Entry:
     raise ValueError(f"There is no model {name!r}: choose one of {', '.join(entry.name for entry in entries)}.")
 
 
+def missing(entry: Entry) -> str:
+    """What keeps a checkpoint from being opened, one sentence; empty where its files are there and whole.
+
+    Looks at names and headers only: whether the parameters fit the family shows when they are loaded.
+    """
+    from mmchat.nets import weights  # torch is kept off the path of those who only read names
+
+    try:
+        weights.read_config(entry.folder)
+        weights.shards(entry.folder)
+    except ValueError as error:
+        return str(error)
+    if not any((entry.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return f"There is no tokenizer.json or tokenizer.model in {entry.folder}: complete the download."
+    return ""
+
+
 def _entry(row: dict[str, str], base: Path) -> Entry:
     folder = Path(row["folder"]).expanduser()
     folder = folder if folder.is_absolute() else base / folder

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import dwarfs
 import numpy as np
 import pytest
 from PIL import Image
 
-import dwarfs
 from mmchat import family
 
 

@@ -1,4 +1,4 @@
-"""Dwarfs: whole checkpoints of two thin layers with random weights and a tokenizer of bytes, written where a test wants them."""
+"""Dwarfs: whole checkpoints of two thin layers with random weights and a tokenizer of bytes, written for a test."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def build(family: Family, seed: int = 0, scale: float = 0.3) -> torch.nn.Module:
     model = family.build(family.dwarf)
     for name, parameter in model.named_parameters():
         if not name.endswith(("norm.weight", "layernorm.weight")):
-            torch.nn.init.normal_(parameter, std=scale / max(1, parameter.shape[-1]) ** 0.5 if parameter.ndim > 1 else 0.1)
+            torch.nn.init.normal_(
+                parameter, std=scale / max(1, parameter.shape[-1]) ** 0.5 if parameter.ndim > 1 else 0.1
+            )
     return model.eval()
 
 

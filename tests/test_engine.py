@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import dwarfs
 import numpy as np
 import pytest
 import torch
 
-import dwarfs
 from mmchat import family
 from mmchat.engines.local import LocalEngine, chooser
 from mmchat.engines.talks import said
@@ -195,7 +195,12 @@ def test_a_stopped_answer_can_be_gone_on_from(engine, pixels):
 
 @pytest.mark.parametrize(
     ("text", "done", "shown", "stopped"),
-    [("ab##", False, "ab", False), ("ab##", True, "ab##", False), ("ab###cd", False, "ab", True), (" ab", False, "ab", False)],
+    [
+        ("ab##", False, "ab", False),
+        ("ab##", True, "ab##", False),
+        ("ab###cd", False, "ab", True),
+        (" ab", False, "ab", False),
+    ],
 )
 def test_a_stop_mark_ends_the_text_and_its_beginning_is_held(text, done, shown, stopped):
     growing = Growing(Tokens(dwarfs.byte_tokenizer()))

@@ -6,11 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import dwarfs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import dwarfs
 from mmchat import family, models
 from mmchat.engines.local import LocalEngine
 from mmchat.nets import weights
@@ -40,7 +40,11 @@ def published(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     out = {}
     for name, tensor in state.items():
         name = name.removeprefix("language.")
-        name = name.replace("vision.", "model.vision_tower.vision_tower.vision_model.", 1) if name.startswith("vision.") else name
+        name = (
+            name.replace("vision.", "model.vision_tower.vision_tower.vision_model.", 1)
+            if name.startswith("vision.")
+            else name
+        )
         name = name.replace("bridge.", "model.mm_projector.", 1) if name.startswith("bridge.") else name
         out[name] = tensor
     return out

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from mmchat import family, models
 from mmchat.engines.talks import (
     Filled,
     Part,
@@ -82,6 +83,13 @@ class LocalEngine:
         name, _, _ = weights.settle_precision(precision, device)
         notes = weights.load(model, folders, family.keys, family.drop, family.fold, precision, family.keep, device)
         return LocalEngine(family, config, model, tokens, name, notes)
+
+    @staticmethod
+    def named(name: str | None = None, precision: str = "auto", device: str | None = None) -> LocalEngine:
+        """The checkpoint that models.toml calls so (None: the first one); "auto" is the precision that stands there."""
+        entry = models.find(name)
+        precision = entry.precision if precision == "auto" else precision
+        return LocalEngine.open(entry.folder, family.load(entry.family), precision, device)
 
     # see
 

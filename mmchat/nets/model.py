@@ -1,4 +1,4 @@
-"""Model: a checkpoint's parts in named slots, most of them empty, and the torch half of see and speak written once over them."""
+"""Model: a checkpoint's parts in named slots, most of them empty, and the torch half of see written once over them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tokenize = Callable[[str], list[int]]
 
 
 class SlotLike(Protocol):
-    """What `fill` reads of a prompt's slot: "image" index, "region" index (-1: every candidate), "clue" about `text`."""
+    """What `fill` reads of a prompt's slot: "image" index, "region" index (-1: all candidates), "clue" about `text`."""
 
     kind: str
     index: int
@@ -26,9 +26,8 @@ class Encoded:
     """What depends on the pictures alone: the dear part of seeing, kept while only the drawn regions change.
 
     `vectors` [B, T, C] stand for the pictures in the language model (None where the model makes them otherwise).
-    `levels` are feature maps [B, c, h, w] for heat maps and region features, in the order in which they were computed; names are
-    shown to users: "before fuser", "after fuser", "vision", "bridge".
-    `kept` is the family's own.
+    `levels` are feature maps [B, c, h, w] for heat maps and region features, in the order in which they were computed;
+    names are shown to users: "before fuser", "after fuser", "vision", "bridge". `kept` is the family's own.
     """
 
     vectors: torch.Tensor | None
@@ -40,9 +39,9 @@ class Encoded:
 class Seen:
     """Pictures and regions as the language model takes them.
 
-    `images`: vectors [T, C] of each picture. `candidates` [n, 4]: boxes x0, y0, x1, y1 in the unit square of the fitted picture, the
-    user's regions first and in the user's order; `owners` [n]: which picture each lies on; `regions` [n, C] (or [n, k, C]): their
-    vectors, None where the family has none. `levels` and `kept` as in `Encoded`.
+    `images`: vectors [T, C] of each picture. `candidates` [n, 4]: boxes x0, y0, x1, y1 in the unit square of the fitted
+    picture, the user's regions first and in the user's order; `owners` [n]: which picture each lies on; `regions`
+    [n, C] (or [n, k, C]): their vectors, None where the family has none. `levels` and `kept` as in `Encoded`.
     """
 
     images: tuple[torch.Tensor, ...]
@@ -54,9 +53,12 @@ class Seen:
 
 
 class Model(nn.Module):
-    """Slots: `vision` (pictures -> levels), `bridge` (levels -> vectors), `language` (a causal language model of transformers that
-    takes inputs_embeds); where a family has them `regions` (levels, boxes, owners -> vectors), `proposer` (levels -> boxes [n, 4],
-    owners [n]) and `head`. A family with another order overrides `encode`, `gather` or `fill` in its own file.
+    """Slots, each with its name in the parameters' names.
+
+    `vision` (pictures -> levels), `bridge` (levels -> vectors), `language` (a causal language model of transformers
+    that takes inputs_embeds); where a family has them `regions` (levels, boxes, owners -> vectors), `proposer` (levels
+    -> boxes [n, 4], owners [n]) and `head`. A family with another order overrides `encode`, `gather` or `fill` in its
+    own file.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class Model(nn.Module):
         self.vision, self.bridge, self.language = vision, bridge, language
         self.regions, self.proposer, self.head = regions, proposer, head
 
-    def see(
-        self, pixels: torch.Tensor, boxes: torch.Tensor | None = None, owners: torch.Tensor | None = None
-    ) -> Seen:
-        """pixels [B, 3, H, W], normalised as the family's frame does; boxes [n, 4] in the fitted unit square, owners [n] (picture 0
-        by default) -> what the language model takes. `encode` and `gather` in one."""
+    def see(self, pixels: torch.Tensor, boxes: torch.Tensor | None = None, owners: torch.Tensor | None = None) -> Seen:
+        """`encode` and `gather` in one: pictures and regions -> what the language model takes.
+
+        pixels [B, 3, H, W], normalised as the family's frame does; boxes [n, 4] in the fitted unit square, owners [n]
+        (picture 0 by default).
+        """
         return self.gather(self.encode(pixels), boxes, owners)
 
     def encode(self, pixels: torch.Tensor) -> Encoded:
@@ -87,9 +90,7 @@ class Model(nn.Module):
         named = {"vision": levels[-1], "bridge": vectors}
         return Encoded(vectors, {name: as_map(level) for name, level in named.items() if is_square(level)})
 
-    def gather(
-        self, encoded: Encoded, boxes: torch.Tensor | None = None, owners: torch.Tensor | None = None
-    ) -> Seen:
+    def gather(self, encoded: Encoded, boxes: torch.Tensor | None = None, owners: torch.Tensor | None = None) -> Seen:
         """Vectors of the pictures and of the candidates: the user's boxes [n, 4], then the model's own proposals."""
         boxes = torch.zeros(0, 4) if boxes is None else boxes.float()
         owners = torch.zeros(len(boxes), dtype=torch.long) if owners is None else owners.long()
@@ -101,20 +102,21 @@ class Model(nn.Module):
         return Seen(images, boxes, owners, vectors, encoded.levels, encoded.kept)
 
     def fill(self, slot: SlotLike, seen: Seen, tokenize: Tokenize) -> torch.Tensor:
-        """Vectors [n, C] that stand in a prompt's slot. `tokenize` turns words into ids for families whose slots hold words as well.
+        """Vectors [n, C] that stand in a prompt's slot. `tokenize` is for families whose slots hold words as well.
 
-        The same slot and the same `seen` must always give the same vectors: the engine keeps what it has read from turn to turn.
+        The same slot and the same `seen` must always give the same vectors: the engine keeps what it has read from turn
+        to turn.
         """
         if slot.kind == "image":
             if slot.index >= len(seen.images):
-                raise ValueError(f"the talk names picture {slot.index + 1}, but {len(seen.images)} were given: add the picture")
+                raise ValueError(f"The talk names picture {slot.index + 1}, but there are {len(seen.images)}: add it.")
             return seen.images[slot.index]
         if slot.kind == "region" and seen.regions is not None:
             if slot.index >= len(seen.regions):
-                raise ValueError(f"the talk names region {slot.index + 1}, but there are {len(seen.regions)}: draw the region")
+                raise ValueError(f"The talk names region {slot.index + 1}, but there are {len(seen.regions)}: draw it.")
             vectors = seen.regions if slot.index < 0 else seen.regions[slot.index]
             return vectors.reshape(-1, vectors.shape[-1])
-        raise ValueError(f"this model has nothing for a slot of kind {slot.kind!r}: write the region as text")
+        raise ValueError(f"This model has nothing for a slot of kind {slot.kind!r}: write the region as text.")
 
     def embed(self, ids: torch.Tensor | list[int]) -> torch.Tensor:
         """Token ids [n] -> vectors [n, C]."""

@@ -53,8 +53,10 @@ def without_memory() -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint; of a vision tower that it names and that lies beside it, the config as vision_config."""
+    """config.json of a checkpoint; where a vision tower that it names lies beside it, with that one's vision_config."""
     path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise ValueError(f"There is no folder {folder}: put the checkpoint there or name another one.")
     if not path.is_file():
         raise ValueError(f"There is no config.json in {folder}: give the folder of a whole checkpoint.")
     config = _json(path)
