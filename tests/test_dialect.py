@@ -11,7 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.dialect import DIALECTS, Dropped, Grounded, Scene, Span, confidence, evaluated_boxes, home
+from mmchat.dialect import (
+    DIALECTS,
+    Cells,
+    Dropped,
+    Grounded,
+    Json,
+    Marks,
+    Scaled,
+    Scene,
+    Span,
+    confidence,
+    evaluated_boxes,
+    home,
+)
 from mmchat.dialect.evaluation import double_brackets
 from mmchat.geometry import Box, Frame, Place, Point, outline
 
@@ -127,16 +140,28 @@ def fuzzed(seed: int, most: int = 25) -> str:
     return "".join(source.choice(PARTS) for _ in range(source.randrange(most)))
 
 
+def mutated(example: str, seed: int) -> str:
+    """Two copies of an example with a few pieces cut out, doubled, or replaced."""
+    source, text = random.Random(seed), f"A cup. {example} and {example}."
+    for _ in range(source.randrange(1, 6)):
+        start = source.randrange(len(text) + 1)
+        end = min(len(text), start + source.randrange(8))
+        text = text[:start] + source.choice(["", text[start:end] * 2, source.choice(PARTS), '"', "'"]) + text[end:]
+    return text
+
+
 @pytest.mark.parametrize("name", DIALECTS)
 def test_fuzzed_answers_never_raise_and_stream_safely(name: str) -> None:
-    for seed in range(120):
+    for seed in range(12):
         assert_prefix_safe(name, fuzzed(seed))
+        assert_prefix_safe(name, mutated(DIALECTS[name].example, seed))
 
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_the_clean_text_holds_no_mark_that_could_be_read(name: str) -> None:
-    for seed in range(300):
-        read = DIALECTS[name].read(fuzzed(seed), SCENE)
+    for seed in range(60):
+        text = fuzzed(seed) if seed % 2 else mutated(DIALECTS[name].example, seed)
+        read = DIALECTS[name].read(text, SCENE)
         for span in read.spans:
             assert 0 <= span.start <= span.end <= len(read.text)
             assert all(0 <= number <= 1 for place in span.places for number in corners(place))
@@ -149,47 +174,69 @@ def test_the_clean_text_holds_no_mark_that_could_be_read(name: str) -> None:
 GROWING = [
     "a dog [0.1,0.2,0.3,0.4] and ", "[0.1,0.2,0.3,0.4] ", "[", "[[", "<p>", "</p>", "<r1>", "<r", "[1,", "1,", " ",
     "a [1,2,3", ",;", "<p>a</p><r1> ",
+    "{", '{"', "[{", "```", "[1]", '"', "{'a': [", "<loc_1>", "<point ",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("piece", GROWING)
 @pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("piece", ["", *GROWING])
 def test_reading_takes_time_linear_in_the_text(name: str, piece: str) -> None:
     dialect = DIALECTS[name]
+    piece = piece or f"{dialect.example} and "
 
     def seconds(count: int) -> float:
-        best = float("inf")
-        for _ in range(3):
-            start = time.process_time()
-            dialect.read(piece * count, SCENE)
-            best = min(best, time.process_time() - start)
-        return best
+        start = time.process_time()
+        dialect.read(piece * count, SCENE)
+        return time.process_time() - start
 
     # Sixteen times the text: a quadratic reader takes 256 times as long, the noise of a busy machine does not.
-    assert seconds(3200) < 48 * max(seconds(200), 2e-4)
+    assert any(seconds(400) < 48 * max(seconds(25), 1e-4) for _ in range(3))
 
 
 # writing
 
 
+def step(dialect: Marks | Json, size: tuple[int, int]) -> float:
+    """The coarsest distance between two numbers that a dialect can write, in the unit square."""
+    code = dialect.code if isinstance(dialect, Json) else dialect.forms[-1].code
+    if isinstance(code, Cells):
+        return 1 / code.side
+    return 10**-code.decimals / (code.scale or min(size)) if isinstance(code, Scaled) else 1e-9
+
+
 @pytest.mark.parametrize("way", ["squash", "pad", "pad_end"])
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize(
+    "name", [name for name, dialect in DIALECTS.items() if isinstance(dialect, Json) or dialect.forms]
+)
 def test_draw_write_read_draw_is_the_same_within_one_step(name: str, way: str) -> None:
     source = random.Random(7)
     for shape in [(12, 1), (4, 3), (1, 1), (2, 3), (1, 12)]:
         placement = Frame(448, way).place((shape[0] * 50, shape[1] * 50))
-        scene = Scene(size=placement.fitted)
         for _ in range(20):
             x0, x1 = sorted(source.uniform(0, 1) for _ in range(2))
             y0, y1 = sorted(source.uniform(0, 1) for _ in range(2))
-            drawn = Box(x0, y0, min(1, x1 + 0.1), min(1, y1 + 0.1))
-            fitted = outline(placement.into(drawn))
+            fitted = outline(placement.into(Box(x0, y0, min(1, x1 + 0.1), min(1, y1 + 0.1))))
             if min(fitted.width, fitted.height) < 0.05:
                 continue
-            written = DIALECTS[name].write((fitted,), "the thing", scene)
-            read = DIALECTS[name].read(written, scene)
-            assert read.text == "the thing" and len(read.spans) == 1
-            assert corners(read.spans[0].places[0]) == pytest.approx(corners(fitted), abs=0.0101)
+            scene = Scene((fitted,) if name in ("groma", "llava_grounding") else (), placement.fitted)
+            read = DIALECTS[name].read(DIALECTS[name].write((fitted,), "the thing", scene), scene)
+            assert read.text == "the thing" and len(read.spans) == 1 and not read.dropped
+            (place,) = read.spans[0].places
+            wanted = corners(fitted.centre) if isinstance(place, Point) else corners(fitted)
+            assert corners(place) == pytest.approx(wanted, abs=1.001 * step(DIALECTS[name], placement.fitted))
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_the_example_of_a_dialect_reads_whole(name: str) -> None:
+    scene = Scene(tuple(Box(0.01 * n, 0.1, 0.01 * n + 0.5, 0.6) for n in range(20)), (640, 480))
+    read = DIALECTS[name].read(DIALECTS[name].example, scene)
+    assert not read.dropped and (read.spans or name == "fromage")
+    assert not any(mark in read.text for mark in "<>[]{}|")
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_the_example_of_a_dialect_streams_safely(name: str) -> None:
+    assert_prefix_safe(name, DIALECTS[name].example + " and so on")
 
 
 def test_pocket_points_at_a_candidate_where_there_is_one() -> None:

@@ -15,6 +15,7 @@ prefix is a prefix of what it shows of the whole (words, spans, and the places o
 
 from mmchat.dialect.evaluation import double_brackets, evaluated_boxes
 from mmchat.dialect.forms import Cells, Form, Index, Scaled, brackets
+from mmchat.dialect.listing import Json
 from mmchat.dialect.marks import Marks
 from mmchat.dialect.spans import Dropped, Grounded, Scene, Span, confidence, home, settle
 from mmchat.dialect.table import DIALECTS, LLAVA, MMFUSER, POCKET
@@ -29,6 +30,7 @@ __all__ = [
     "Form",
     "Grounded",
     "Index",
+    "Json",
     "Marks",
     "Scaled",
     "Scene",

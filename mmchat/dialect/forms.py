@@ -120,8 +120,9 @@ class Form:
     `body` is the inside of a regular character class and must not be able to hold `open`: so reading stays linear.
     `run` above 0 says that each mark holds one number and that so many in a row make a place (`<loc_12>` four times).
     Otherwise one mark holds one or several places, parted by `split`. `several`: whether more places are written into
-    one mark, joined by `join`, or into marks of their own with `join` between them. `plain`: brackets that prose uses
-    too, so that [2019] or [1, 2] may be no place at all.
+    one mark, joined by `join`, or into marks of their own with `join` between them. `polygons`: six numbers and more
+    are an outline. `pairs`: two numbers are a point, however many stand in a mark. `plain`: brackets that prose uses
+    too, so that [2019] or [1, 2] may be no place at all. `wrap`: written inside of the mark around all places.
     """
 
     open: tuple[str, ...]
@@ -136,7 +137,9 @@ class Form:
     number: str = NUMBER
     run: int = 0
     polygons: bool = False
+    pairs: bool = False
     plain: bool = False
+    wrap: tuple[str, str] = ("", "")
 
     @property
     def pattern(self) -> str:
@@ -156,6 +159,8 @@ class Form:
         if isinstance(self.code, Index | Cells):
             least = 1 if isinstance(self.code, Index) else 2
             return least if count % least == 0 else 0
+        if self.pairs:
+            return 2 if count % 2 == 0 else 0
         if count == 2:
             return 2 if self.point is not None else 0
         if count % 4 == 0 and not (self.polygons and count > 4):
@@ -176,6 +181,12 @@ class Form:
         """All places in this form, or None where one of them has none (an index for what is no candidate)."""
         written = []
         for place in places:
+            if self.pairs and not isinstance(place, Point):
+                place = outline(place).centre  # a language of points
+            if self.polygons and self.run and not isinstance(place, Polygon):
+                box = outline(place)
+                corners = ((box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1))
+                place = Polygon(tuple(Point(x, y) for x, y in corners))
             pointed = isinstance(place, Point) and self.point is not None
             if isinstance(place, Polygon) and self.polygons:
                 numbers = self.code.write(place, scene)
@@ -189,7 +200,7 @@ class Form:
         if self.run:
             return self.join.join(written)
         if self.several:
-            return f"{self.open[0]}{self.join.join(written)}{self.close[0]}"
+            return f"{self.open[0]}{self.wrap[0]}{self.join.join(written)}{self.wrap[1]}{self.close[0]}"
         return self.join.join(f"{self.open[0]}{numbers}{self.close[0]}" for numbers in written)
 
 

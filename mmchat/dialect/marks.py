@@ -19,16 +19,17 @@ class Marks:
     """A dialect whose places stand between the words.
 
     `forms`: how places are written, the first that can is used for writing. `phrase`: marks around a phrase, or None.
-    `group`: marks that are written around the places of a phrase. `silent`: further marks that mean nothing to a
-    reader. `label`: where the phrase stands: "marked" (between phrase marks), "before" the places (a guess at the noun
-    phrase), "whole" (all words since the last places), "after" (up to a semicolon, line end or the next places),
-    "inside" (between the places' mark and the closing phrase mark). `way`: how the picture is fitted that numbers refer
-    to. `apart`: put between two labels that touch.
+    `ends`: further marks that close one. `group`: marks that are written around the places of a phrase. `silent`:
+    further marks that mean nothing to a reader. `label`: where the phrase stands: "marked" (between phrase marks),
+    "before" the places (a guess at the noun phrase), "whole" (all words since the last places), "after" (up to a
+    semicolon, line end or the next places), "inside" (between the places' mark and the closing phrase mark). `way`: how
+    the picture is fitted that numbers refer to. `apart`: put between two labels that touch.
     """
 
     name: str
     forms: tuple[Form, ...]
     phrase: tuple[str, str] | None = None
+    ends: tuple[str, ...] = ()
     group: tuple[str, str] = ("", "")
     silent: tuple[str, ...] = ()
     label: Literal["marked", "before", "whole", "after", "inside"] = "before"
@@ -41,16 +42,16 @@ class Marks:
     def whole(self) -> re.Pattern[str]:
         parts = [f"(?P<f{index}>{form.pattern})" for index, form in enumerate(self.forms)]
         if self.phrase:
-            parts += [
-                f"(?P<{name}>{re.escape(mark)})" for name, mark in zip(("o", "c"), self.phrase, strict=True) if mark
-            ]
+            opens, closes = (self.phrase[:1], (*self.phrase[1:], *self.ends))
+            parts += [f"(?P<o>{either(opens)})"] if self.phrase[0] else []
+            parts.append(f"(?P<c>{either(closes)})")
         if self._quiet:
             parts.append(f"(?P<s>{either(self._quiet)})")
         return re.compile("|".join(parts))
 
     @cached_property
     def half(self) -> re.Pattern[str]:
-        marks = [*(self.phrase or ()), *self._quiet]
+        marks = [*(self.phrase or ()), *self.ends, *self._quiet]
         parts = [form.half for form in self.forms] + [starts(mark) for mark in marks if len(mark) > 1]
         return re.compile("(?:" + "|".join(parts) + r")\Z")
 
@@ -61,6 +62,8 @@ class Marks:
     def write(self, places: Sequence[Place], phrase: str | None = None, scene: Scene = Scene()) -> str:  # noqa: B008
         """The text a prompt or an answer would hold. ValueError where no form can write the places."""
         numbers = ""
+        if places and not self.forms:
+            raise ValueError(f"The dialect {self.name} has no form for places.")
         if places:
             written = self.forms[0].write(places, scene)
             if written is None:  # some can be pointed at, some not

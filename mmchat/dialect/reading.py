@@ -133,6 +133,7 @@ class _Reading:
     def _mark(self, match: re.Match[str]) -> None:
         kind = match.lastgroup or ""
         if kind == "s":
+            self._flush_run()
             self._gap()
         elif kind == "o":
             self._flush_run()
@@ -177,10 +178,8 @@ class _Reading:
             return
         numbers, where, form = [number for number, _, _ in self.run], (self.run[0][1], self.run[-1][2]), self.running
         self.run = []
-        if form.polygons and len(numbers) >= 4 and len(numbers) % 2 == 0:
-            step = 4 if len(numbers) % 4 == 0 and len(numbers) != 8 else len(numbers)
-            for at in range(0, len(numbers), step):
-                self._place(form, numbers[at : at + step], where)
+        if form.polygons and len(numbers) >= 6 and len(numbers) % 2 == 0:
+            self._place(form, numbers, where)
         else:
             self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} where {form.run} belong together"))
 
