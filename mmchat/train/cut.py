@@ -81,6 +81,8 @@ def config_of(full: Mapping[str, Any], layers: int, vocabulary: int) -> dict[str
     keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
             "rope_parameters", "rope_theta", "max_position_embeddings", "initializer_range")  # fmt: skip
     config = {key: full[key] for key in keys if key in full}
+    # Both spellings: newer libraries read rope_parameters, older ones and our own reader rope_theta.
+    config.setdefault("rope_theta", full.get("rope_parameters", {}).get("rope_theta", 10000.0))
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", **config, "max_position_embeddings": 2048, "num_hidden_layers": layers, "vocab_size": vocabulary,
         "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "dtype": "float16",
