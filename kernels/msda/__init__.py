@@ -103,7 +103,11 @@ def ms_deform_attn(
 
 def _shapes(spatial_shapes: torch.Tensor | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     pairs = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else list(spatial_shapes)
-    if not pairs or any(len(pair) != 2 for pair in pairs):
+    if (
+        not isinstance(pairs, list)
+        or not pairs
+        or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
+    ):
         raise ValueError(f"spatial_shapes must hold a (height, width) for each level, got {pairs}")
     return [(int(height), int(width)) for height, width in pairs]
 

@@ -47,7 +47,9 @@ class Case:
 
     @cached_property
     def info(self) -> Mapping[str, Any]:
-        return json.loads(self.path.read_text())
+        """The JSON; empty where it holds something else than a recorded case."""
+        found = json.loads(self.path.read_text("utf-8"))
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -127,7 +129,9 @@ def _row(case: Case, differences: Sequence[Mapping[str, str]]) -> Row:
     ) -> Row:
         return Row(case.system, case.path.stem, case.object, error, allowed, status, why)
 
-    if importlib.util.find_spec(f"{__name__}.{name}") is None:
+    if not case.info:
+        return row("skip", "this file is no recorded case: a case is a JSON object")
+    if not name.isidentifier() or importlib.util.find_spec(f"{__name__}.{name}") is None:
         return row("skip", f"nothing here computes the system {case.system} yet")
     handler = importlib.import_module(f"{__name__}.{name}").HANDLERS.get(case.object)
     if handler is None:

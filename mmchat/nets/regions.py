@@ -39,7 +39,7 @@ def roi_align(
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, most_overlap: float = 0.5) -> torch.Tensor:
-    """Indices of the boxes [K, 4] that stay, best score first; each drops those that overlap it more than that (IoU)."""
+    """Indices of the boxes [K, 4] that stay, best first; each drops those that overlap it by more (IoU)."""
     order = scores.argsort(descending=True, stable=True)
     overlap = iou(boxes[order], boxes[order])
     kept: list[int] = []

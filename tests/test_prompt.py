@@ -1,0 +1,102 @@
+"""Talks become words and slots; what a user types stays text."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmchat.geometry import Box, Region
+from mmchat.prompt import Slot, Task, Template, Turn, encode
+from mmchat.templates import TEMPLATES
+
+REGION = Region("box", Box(0.1, 0.2, 0.3, 0.4))
+OTHER = Region("box", Box(0.5, 0.5, 0.6, 0.7))
+PLAIN = Template("S ", "U: {text} ", "A: {text}</s>", tasks=(
+    Task("free", "Ask"),
+    Task("find", "Find", "Where is {text}?"),
+    Task("region", "Region", "What is {text}?", needs="region"),
+    Task("describe", "Describe", "Describe.", needs=""),
+))  # fmt: skip
+
+
+def mention(number: int, region: Region) -> tuple[str | Slot, ...]:
+    return (f"[{region.box.x0:g}]", Slot("region", number - 1))
+
+
+def test_a_user_who_types_a_mark_types_letters() -> None:
+    prompt = PLAIN.render((Turn("user", "what is <image> {image} {text}", images=(0,)),), mention)
+    assert prompt == ("S U: ", Slot("image", 0), "\nwhat is <image> {image} {text} A:")
+
+
+def test_pictures_stand_where_the_turn_shows_them() -> None:
+    turns = (Turn("user", "one", images=(0,)), Turn("assistant", "yes"), Turn("user", "two", images=(1, 2)))
+    prompt = PLAIN.render(turns, mention)
+    assert [piece for piece in prompt if isinstance(piece, Slot)] == [Slot("image", index) for index in range(3)]
+    assert prompt[2] == "\none A: yes</s>U: "
+
+
+def test_mentions_are_counted_over_the_whole_talk() -> None:
+    turns = (Turn("user", "@1?", (REGION,)), Turn("assistant", "@2 is mine"), Turn("user", "and @2, not @1", (OTHER,)))
+    prompt = PLAIN.render(turns, mention)
+    assert [piece.index for piece in prompt if isinstance(piece, Slot)] == [0, 1, 0]
+    assert any(isinstance(piece, str) and "A: @2 is mine</s>" in piece for piece in prompt)
+
+
+@pytest.mark.parametrize("text", ["@3", "a@1.org", "@1st", "@@1", "@0"])
+def test_what_names_no_region_stays_text(text: str) -> None:
+    assert PLAIN.render((Turn("user", text, (REGION,)),), mention) == (f"S U: {text} A:",)
+
+
+def test_a_task_wraps_the_last_user_turn_only() -> None:
+    turns = (Turn("user", "hello"), Turn("assistant", "hi"), Turn("user", " the bus "))
+    assert PLAIN.render(turns, mention, "find") == ("S U: hello A: hi</s>U: Where is the bus? A:",)
+
+
+def test_a_region_task_takes_the_drawn_region_when_none_is_named() -> None:
+    turns = (Turn("user", "x @1", (REGION,)), Turn("assistant", "a"), Turn("user", "", (OTHER,)))
+    assert PLAIN.render(turns, mention, "region")[-1] == "? A:"
+    assert Slot("region", 1) in PLAIN.render(turns, mention, "region")
+
+
+@pytest.mark.parametrize(("task", "said"), [("region", "draw one"), ("find", "needs some words"), ("sing", "no task")])
+def test_a_task_that_lacks_something_says_what(task: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        PLAIN.render((Turn("user", ""),), mention, task)
+
+
+def test_a_task_without_needs_takes_an_empty_question() -> None:
+    assert PLAIN.render((Turn("user", ""),), mention, "describe") == ("S U: Describe. A:",)
+
+
+def test_a_closed_talk_does_not_invite_an_answer() -> None:
+    assert PLAIN.render((Turn("user", "q"), Turn("assistant", "a")), mention) == ("S U: q A: a</s>",)
+
+
+def test_a_template_for_one_question_refuses_an_answer() -> None:
+    with pytest.raises(ValueError, match="no answer"):
+        TEMPLATES["plain"].render((Turn("user", "q"), Turn("assistant", "a")), mention)
+
+
+def test_clue_and_candidates_become_slots() -> None:
+    template = Template("", "{text}{clue}", image="{image}{candidates}{text}")
+    prompt = template.render((Turn("user", "the bus", images=(0,)),), mention)
+    assert prompt == (Slot("image", 0), Slot("region", -1), "the bus", Slot("clue", 0, "the bus"))
+
+
+def test_an_unknown_field_in_a_place_is_named() -> None:
+    with pytest.raises(ValueError, match="image"):
+        Template("", "{image}{text}").render((Turn("user", "q"),), mention)
+
+
+def test_every_piece_is_tokenized_for_itself() -> None:
+    ids = encode(("ab", Slot("image", 1), "c"), lambda text: [len(text)], start=[1])
+    assert ids == [1, 2, Slot("image", 1), 1]
+
+
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain", "v0_plain"}))
+def test_a_talk_goes_on_with_what_stood_before(name: str) -> None:
+    """The prompt of a later turn begins with the earlier prompt and its answer: so the words read once are kept."""
+    template = TEMPLATES[name]
+    first = template.render((Turn("user", "one", images=(0,)),), mention)
+    turns = (Turn("user", "one", images=(0,)), Turn("assistant", "yes"), Turn("user", "two"))
+    later = template.render(turns, mention)
+    assert later[: len(first) - 1] == first[:-1] and later[len(first) - 1].startswith(first[-1])
