@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from mmchat.dialect.spans import Scene
@@ -141,6 +142,14 @@ class Form:
     plain: bool = False
     wrap: tuple[str, str] = ("", "")
 
+    @cached_property
+    def parts(self) -> re.Pattern[str]:
+        return re.compile(self.split)
+
+    @cached_property
+    def numbers(self) -> re.Pattern[str]:
+        return re.compile(self.number)
+
     @property
     def pattern(self) -> str:
         most = 40 if self.run else LONGEST
@@ -169,12 +178,12 @@ class Form:
 
     def meant(self, numbers: Sequence[float]) -> bool:
         """Whether plain brackets were meant as a place: a right count, or three numbers that look like coordinates."""
+        if len(numbers) != 2 and self.counts(len(numbers)):
+            return True
         scale = getattr(self.code, "scale", 1.0) or 4096
         inside = all(-0.5 * scale <= number <= 1.5 * scale for number in numbers)
         if len(numbers) == 2:
             return self.point is not None and inside
-        if self.counts(len(numbers)):
-            return True
         return len(numbers) > 2 and inside and (scale > 1 or any(number % 1 for number in numbers))
 
     def write(self, places: Sequence[Place], scene: Scene) -> str | None:

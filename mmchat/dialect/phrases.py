@@ -15,6 +15,10 @@ TRAILING = re.compile(
     r"|with|of|as)\b)+\Z"
 )
 
+BREAK = re.compile(r"[.!?;:,]\s+|\n")  # a phrase does not reach over it
+OF = re.compile(r"\bof\s\Z")
+JOINT = re.compile(r"(?i)(?:and|or|with|while|there (?:is|are))\s+")
+
 
 def whole_words(words: str) -> tuple[int, int]:
     """Where the words begin and end without white space and joints."""
@@ -29,16 +33,18 @@ def phrase_before(words: str) -> tuple[int, int]:
     """
     base = max(0, len(words) - 160)
     tail = words[base:].rstrip(" \t\r\n,;:")
-    cut = max((match.end() for match in re.finditer(r"[.!?;:\n]\s+|,\s+|\n", tail)), default=0)
+    cut = 0
+    for match in BREAK.finditer(tail):
+        cut = match.end()
     base, tail = base + cut, tail[cut:]
     trimmed = TRAILING.sub("", tail) or tail
-    starts = [match.start() for match in LEADING.finditer(trimmed)]
+    starts = [match.start() for match in LEADING.finditer(trimmed)] if trimmed else []
     begin = starts[-1] if starts else 0
-    while len(starts) > 1 and re.search(r"\bof\s\Z", trimmed[:begin]):
+    while len(starts) > 1 and OF.search(trimmed, 0, begin):
         starts.pop()
         begin = starts[-1]
     if not starts:
-        joint = re.match(r"(?i)(?:and|or|with|while|there (?:is|are))\s+", trimmed)
+        joint = JOINT.match(trimmed)
         begin = joint.end() if joint else 0
     begin += len(trimmed[begin:]) - len(trimmed[begin:].lstrip())
     return base + begin, base + len(trimmed)

@@ -162,7 +162,7 @@ class _Reading:
         self.opened, self.start = False, None
 
     def _run(self, form: Form, match: re.Match[str]) -> None:
-        number = re.search(form.number, match.group())
+        number = form.numbers.search(match.group())
         if self.running is not form:
             self._flush_run()
         self._gap()
@@ -185,14 +185,13 @@ class _Reading:
 
     def _places(self, form: Form, match: re.Match[str]) -> bool:
         """Places of one mark; False where it is no mark but prose in the same brackets."""
-        inner, base, begin = match.group(), match.start(), 0
+        text, begin, stop = match.string, *match.span()
         chunks: list[tuple[list[float], tuple[int, int]]] = []
-        for part in [*re.finditer(form.split, inner), None]:
-            end = part.start() if part else len(inner)
-            found = [*re.finditer(form.number, inner[begin:end])]
+        for part in [*form.parts.finditer(text, begin, stop), None]:
+            end = part.start() if part else stop
+            found = [*form.numbers.finditer(text, begin, end)] if end > begin else ()
             if found:
-                where = (base + begin + found[0].start(), base + begin + found[-1].end())
-                chunks.append(([float(number.group(1)) for number in found], where))
+                chunks.append(([float(number[1]) for number in found], (found[0].start(), found[-1].end())))
             begin = part.end() if part else end
         if form.plain and not any(form.meant(numbers) for numbers, _ in chunks):
             return False
@@ -202,6 +201,9 @@ class _Reading:
             self._mark_without_numbers(form, match)
         for numbers, where in chunks:
             counts = form.counts(len(numbers))
+            if counts == len(numbers):
+                self._place(form, numbers, where)
+                continue
             if not counts:
                 self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers"))
             for at in range(0, len(numbers) if counts else 0, counts or 1):
@@ -289,6 +291,8 @@ class _Reading:
 
 def _blank(held: str) -> str:
     """The one blank that stands for all white space in `held`."""
+    if not held or held == " ":
+        return held
     return "\n" if "\n" in held else " " if any(character.isspace() for character in held) else ""
 
 

@@ -63,6 +63,8 @@ def settle(place: Place, tolerance: float = 0.0) -> tuple[Place | None, tuple[st
 
     Up to `tolerance` beyond the edge is cut off without a word.
     """
+    if isinstance(place, Box) and 0 <= place.x0 < place.x1 <= 1 and 0 <= place.y0 < place.y1 <= 1:
+        return place, ()  # nearly always, and readers make thousands
     reasons = []
     if isinstance(place, Box) and (place.x0 > place.x1 or place.y0 > place.y1):
         place = place.ordered()
