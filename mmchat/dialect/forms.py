@@ -121,9 +121,10 @@ class Form:
     `body` is the inside of a regular character class and must not be able to hold `open`: so reading stays linear.
     `run` above 0 says that each mark holds one number and that so many in a row make a place (`<loc_12>` four times).
     Otherwise one mark holds one or several places, parted by `split`. `several`: whether more places are written into
-    one mark, joined by `join`, or into marks of their own with `join` between them. `polygons`: six numbers and more
-    are an outline. `pairs`: two numbers are a point, however many stand in a mark. `plain`: brackets that prose uses
-    too, so that [2019] or [1, 2] may be no place at all. `wrap`: written inside of the mark around all places.
+    one mark, joined by `join`, or into marks of their own with `join` between them. `number`: a pattern of a number,
+    or of a pair, in its groups. `polygons`: six numbers and more are an outline. `pairs`: two numbers are a point,
+    however many stand in a mark. `plain`: brackets that prose uses too, so that [2019] or [1, 2] may be no place at
+    all. `wrap`: written inside of the mark around all places.
     """
 
     open: tuple[str, ...]

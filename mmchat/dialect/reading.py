@@ -191,7 +191,8 @@ class _Reading:
             end = part.start() if part else stop
             found = [*form.numbers.finditer(text, begin, end)] if end > begin else ()
             if found:
-                chunks.append(([float(number[1]) for number in found], (found[0].start(), found[-1].end())))
+                values = [float(value) for number in found for value in number.groups()]
+                chunks.append((values, (found[0].start(), found[-1].end())))
             begin = part.end() if part else end
         if form.plain and not any(form.meant(numbers) for numbers, _ in chunks):
             return False

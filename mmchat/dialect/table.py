@@ -6,7 +6,7 @@ cropped.
 
 from __future__ import annotations
 
-from mmchat.dialect.forms import Cells, Form, Index, Scaled, brackets
+from mmchat.dialect.forms import NUMBER, Cells, Form, Index, Scaled, brackets
 from mmchat.dialect.listing import Json
 from mmchat.dialect.marks import Marks
 
@@ -225,18 +225,32 @@ PALIGEMMA = Marks(
     label="after",
     example="<loc0211><loc0105><loc0780><loc0460> cat ; <loc0000><loc0512><loc1023><loc1023> dog",
 )
+_EQUALS = r"\s*=\s*[\"']?\s*"
 MOLMO = Marks(
     "molmo",
     (
         Form(
             ("<point ", "<points "), "^<>", (">",), Scaled(100, 1), "", 'x="{}" y="{}"', join="", several=False,
-            split=NEVER, number=r"\b[xy]\d*\s*=\s*[\"']?\s*([-+]?(?:\d+\.?\d*|\.\d+))", pairs=True,
+            split=NEVER, number=rf"\bx\d*{_EQUALS}{NUMBER}\s*[\"']?\s*y\d*{_EQUALS}{NUMBER}", pairs=True,
         ),
     ),
     phrase=("", "</point>"),
     ends=("</points>",),
     label="inside",
     example='<point x="61.5" y="40.2" alt="dog">dog</point>',
+)  # fmt: skip
+MOLMO2 = Marks(  # number of the picture or second, then threes: number of the point, x, y
+    "molmo2",
+    (
+        Form(
+            ('<points coords="', "<tracks coords="), "^<>", (">",), Scaled(1000, 0, width=3), "", '1 1 {} {}"', join="",
+            several=False, split=NEVER, number=r"(?<=\s)\d{1,6}\s(\d{3,4})\s(\d{3,4})(?=[\s\";,])", pairs=True,
+        ),
+    ),
+    phrase=("", "</points>"),
+    ends=("</tracks>",),
+    label="inside",
+    example='<points coords="1 1 615 402 2 133 470">dogs</points>',
 )  # fmt: skip
 UI_TARS = Marks(
     "ui_tars",
@@ -270,6 +284,6 @@ DIALECTS: dict[str, Marks | Json] = {
     for dialect in (
         LLAVA, HONEYBEE, MMFUSER, SHIKRA, GROUNDINGGPT, MINIGPT_V2, KOSMOS2, FERRET, GROMA, LLAVA_GROUNDING, FROMAGE,
         POCKET, QWEN_VL, QWEN2_VL, INTERNVL, DEEPSEEK_VL2, MINICPM_V, REX_OMNI, COGVLM, GLM_V, FLORENCE_2,
-        FLORENCE_2_OUTLINES, PALIGEMMA, MOLMO, UI_TARS, QWEN25_VL, QWEN3_VL, GEMINI, KIMI_VL, LFM_VL,
+        FLORENCE_2_OUTLINES, PALIGEMMA, MOLMO, MOLMO2, UI_TARS, QWEN25_VL, QWEN3_VL, GEMINI, KIMI_VL, LFM_VL,
     )
 }  # fmt: skip
