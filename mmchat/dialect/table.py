@@ -1,4 +1,4 @@
-"""The dialects by name: one record each. Facts and sources are in docs/dialects.md and in the families' papers.
+"""The dialects by name: one record each, after the published code of each model.
 
 `way` is the frame that the numbers refer to: the picture squashed (its own unit square), padded, padded at the end, or
 cropped.
@@ -244,7 +244,7 @@ MOLMO2 = Marks(  # number of the picture or second, then threes: number of the p
     (
         Form(
             ('<points coords="', "<tracks coords="), "^<>", (">",), Scaled(1000, 0, width=3), "", '1 1 {} {}"', join="",
-            several=False, split=NEVER, number=r"(?<=\s)\d{1,6}\s(\d{3,4})\s(\d{3,4})(?=[\s\";,])", pairs=True,
+            several=False, split=NEVER, number=r"(?<=\s)\d{1,6}\s(\d{3,4})\s(\d{3,4})(?=[\s\";:,])", pairs=True,
         ),
     ),
     phrase=("", "</points>"),
