@@ -29,7 +29,7 @@ ANSWERS = (
     Recorded("long", "On and on. " * 300 + "<p>a bus</p><c0>.", candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
     Recorded("script", "<script>document.title='broken'</script> <p>the <b>bus</b></p><c0>.",
              candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
-    Recorded(".", "In the street I see <p>a red bus</p><c0> and also <p>two people</p><c1><c2> who wait beside it" + QUIET,
+    Recorded(".", f"In the street I see <p>a red bus</p><c0> and also <p>two people</p><c1><c2> who wait there{QUIET}",
              candidates=(Box(0.1, 0.3, 0.5, 0.7), Box(0.6, 0.4, 0.72, 0.82), Box(0.75, 0.42, 0.86, 0.8))),
 )  # fmt: skip
 WIDTH, HEIGHT = 900, 600
@@ -91,7 +91,9 @@ class Visit:
         self.errors: list[str] = []
         self.hosts: set[str] = set()
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2] if "//" in request.url else ""))
+        self.page.on(
+            "request", lambda request: self.hosts.add(request.url.split("/")[2] if "//" in request.url else "")
+        )
         self.page.goto(served.address)
         self.page.wait_for_selector(".mm-empty", timeout=30_000)
 
@@ -154,7 +156,7 @@ def test_a_photograph_a_box_and_a_question_give_streamed_words_lit_phrases_place
     part = visit.page.locator(".mm-model .mm-body").inner_text()
     whole = visit.answered()
     assert whole.startswith(part.strip()) and len(part) < len(whole)
-    assert whole == f"In the street I see a red bus and also two people who wait beside it{QUIET}"
+    assert whole == f"In the street I see a red bus and also two people who wait there{QUIET}"
 
     told = Client(visit.served.address, verbose=False).predict(
         image=handle_file(str(photo)), text="What do you see near @1?", regions=[[180, 150, 450, 450]], api_name="/ask"
@@ -187,6 +189,35 @@ def test_stop_ends_a_running_answer_and_the_talk_goes_on(visit: Visit, photo: Pa
     assert visit.served.engine.tokens == given
     visit.ask("What do you see?")
     assert "red bus" in visit.answered()
+
+
+def test_a_second_question_while_one_is_answered_is_refused_and_nothing_is_asked_twice(
+    visit: Visit, photo: Path
+) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("a long story")
+    visit.page.wait_for_selector('.mm-model[data-state="running"]')
+    visit.ask("What do you see?")
+    visit.page.wait_for_selector("#mm-right .mm-card")
+    assert "still being written" in visit.page.locator("#mm-right .mm-card").inner_text()
+    visit.page.locator("#mm-stop").click()
+    visit.answered("stopped")
+    visit.page.wait_for_timeout(700)
+    assert visit.page.locator(".mm-model").count() == 1
+    assert visit.page.locator('.mm-model[data-state="running"]').count() == 0
+
+
+def test_another_picture_ends_the_running_answer(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("a long story")
+    visit.page.wait_for_function("() => (document.querySelector('.mm-body') || {}).innerText?.length > 20")
+    visit.page.get_by_role("button", name="Remove the picture").click()
+    visit.page.wait_for_selector(".mm-welcome")
+    visit.page.wait_for_timeout(700)
+    assert visit.page.locator(".mm-welcome").count() == 1
+    assert visit.page.locator(".mm-model").count() == 0
 
 
 def test_a_box_is_exact_after_zooming_resizing_and_at_twice_the_pixels(
@@ -273,7 +304,8 @@ def test_a_phrase_keeps_only_its_boxes_and_a_box_lights_its_phrase(visit: Visit,
     visit.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert visit.page.locator(".mm-phrase").first.get_attribute("aria-pressed") == "true"
     colours = visit.page.evaluate(
-        "() => ['.mm-phrase', '.mm-place'].map((name) => getComputedStyle(document.querySelector(name)).borderBottomColor)"
+        """() => ['.mm-phrase', '.mm-place'].map(
+            (name) => getComputedStyle(document.querySelector(name)).borderBottomColor)"""
     )
     assert colours[0] == colours[1]
 
@@ -286,9 +318,7 @@ def test_model_text_with_tags_is_shown_as_text(visit: Visit, photo: Path) -> Non
     assert visit.page.title() == "mmchat"
 
 
-def test_a_file_that_is_no_picture_gives_a_card_and_the_page_goes_on(
-    visit: Visit, photo: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_picture_gives_a_card_and_the_page_goes_on(visit: Visit, photo: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(photo.read_bytes()[:700])
     visit.load(broken)

@@ -361,3 +361,21 @@ def test_eight_users_at_once_get_their_own_answers(photo: Path) -> None:
     for thread in threads:
         thread.join(30)
     assert found == {number: f"{0.1 * number:.2f}" for number in range(8)}
+
+
+@pytest.mark.parametrize("field", ["image", "view"])
+@pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}])
+def test_a_forged_path_on_the_surface_is_refused(client, tmp_path: Path, field: str, meta: dict[str, object]) -> None:
+    import httpx
+
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8), "red").save(secret)
+    forged = {"image": None, "view": None, "size": [8, 8], "regions": [], field: {"path": str(secret), **meta}}
+    config = httpx.get(f"{client.src}config").json()
+    wanted = [one for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == "picture"]
+    session = {"session_hash": f"forger{field}{len(meta)}", "fn_index": wanted[0]["id"]}
+    httpx.post(f"{client.src}gradio_api/queue/join", json={"data": [forged], **session}).raise_for_status()
+    with httpx.stream("GET", f"{client.src}gradio_api/queue/data", params=session, timeout=20) as stream:
+        ended = next(json.loads(line[6:]) for line in stream.iter_lines() if "process_completed" in line)
+    assert ended["success"] is False
+    assert str(secret) not in json.dumps(ended.get("output", {}).get("data", ""))

@@ -8,7 +8,9 @@ holds its talk and nothing else.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from mmchat.desk import Desk, Limits
 from mmchat.ui import api, files, panels, steps, words
 from mmchat.ui.canvas import ASSETS, Surface, examples_in, surface_of
 from mmchat.ui.layout import Widgets, chat_html, heat_choice, lay_out, task_choice
+from mmchat.ui.looks import launch_options
 from mmchat.ui.words import Talk
+
+__all__ = ["build", "launch_options"]
 
 Rows = Sequence[Mapping[str, Any]]
 Update = dict[Any, Any]
@@ -43,30 +48,31 @@ class Opened:
     name: str
 
 
-def launch_options() -> dict[str, Any]:
-    """What `launch()` of the page wants: looks, limits, and nothing that reaches outside this machine."""
-    theme = gr.themes.Base(
-        primary_hue=gr.themes.colors.teal,
-        neutral_hue=gr.themes.colors.slate,
-        radius_size="md",
-        font=("ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "sans-serif"),
-        font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "monospace"),
-    ).set(
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
-        slider_color="*primary_600",
-    )
-    return {
-        "theme": theme,
-        "css": (ASSETS / "page.css").read_text("utf-8"),
-        "footer_links": [],
-        "share": False,
-        "ssr_mode": False,
-        "enable_monitoring": False,
-        "max_file_size": "64mb",
-    }
+class Tries:
+    """Which tries at an answer were begun, so that none is spoken twice, and which talks are over.
+
+    A step of a running answer may write its talk just after a new chat emptied it; whoever comes next looks here.
+    """
+
+    def __init__(self) -> None:
+        self._begun: deque[str] = deque(maxlen=1000)
+        self._over: deque[str] = deque(maxlen=1000)
+
+    def begin(self, talk: Talk) -> bool:
+        """Whether the last question of the talk may be answered: once, and not when the talk is over."""
+        key = talk[-1].key
+        if key in self._begun or key in self._over:
+            return False
+        self._begun.append(key)
+        return True
+
+    def end(self, talk: Talk) -> None:
+        """The talk is over."""
+        if talk:
+            self._over.append(talk[-1].key)
+
+    def ended(self, talk: Talk) -> bool:
+        return bool(talk) and talk[-1].key in self._over
 
 
 def build(
@@ -96,9 +102,9 @@ def build(
     with gr.Blocks(title="mmchat", analytics_enabled=False, fill_width=True, delete_cache=(3600, 24 * 3600)) as page:
         on = lay_out(desk, opened.name, rows(), paths, open_model is not None)
         api.endpoints(desk, lambda: opened.name, rows, read, MODEL)
-        fresh = _wire_picture(on, desk, paths)
-        running = _wire_talk(on, desk)
-        on.new.click(fresh, [on.canvas], _everything(on), cancels=running, **AT_ONCE)
+        tries = Tries()
+        running = _wire_talk(on, desk, tries)
+        _wire_picture(on, desk, paths, tries, running)
         _wire_heat_and_files(on, desk, opened)
         _wire_model(on, desk, opened, rows, open_model)
     page.queue(max_size=32)
@@ -109,8 +115,8 @@ def _everything(on: Widgets) -> list[Any]:
     return [on.canvas, on.talk, on.chat, on.notice, on.picture_notice, on.holder, on.details, on.send, on.stop]
 
 
-def _wire_picture(on: Widgets, desk: Desk, paths: list[Path]) -> Callable[[Surface | None], Update]:
-    """A picture comes or goes. Returns what a new chat does: the same picture, nothing said and nothing drawn."""
+def _wire_picture(on: Widgets, desk: Desk, paths: list[Path], tries: Tries, running: list[Any]) -> None:
+    """A picture comes or goes, or the chat begins anew with it: what is being answered ends."""
 
     def begun(surface: Surface | None, card: str = "") -> Update:
         return {
@@ -124,26 +130,32 @@ def _wire_picture(on: Widgets, desk: Desk, paths: list[Path]) -> Callable[[Surfa
         except Exception as error:
             return begun(None, _card(error, "This picture cannot be used"))
 
-    def came(surface: Surface | None) -> Update:
+    def came(surface: Surface | None, talk: Talk) -> Update:
+        tries.end(talk)
         if surface is None or surface.image is None:
             return begun(None)
         return laid(surface.image.path, surface.image.orig_name)
 
-    def example(event: gr.EventData) -> Update:
+    def example(talk: Talk, event: gr.EventData) -> Update:
+        tries.end(talk)
         index = getattr(event, "index", None)
         if not isinstance(index, int) or not 0 <= index < len(paths):
             return begun(None, words.card("There is no such example: reload the page."))
         return laid(str(paths[index]), paths[index].name)
 
-    def fresh(surface: Surface | None) -> Update:
+    def fresh(surface: Surface | None, talk: Talk) -> Update:
+        tries.end(talk)
         return begun(surface.model_copy(update={"regions": [], "selected": None}) if surface else None)
 
-    on.canvas.picture(came, [on.canvas], _everything(on), **AT_ONCE)
-    on.canvas.example(example, None, _everything(on), **AT_ONCE)
-    return fresh
+    for event, act, inputs in (
+        (on.canvas.picture, came, [on.canvas, on.talk]),
+        (on.canvas.example, example, [on.talk]),
+        (on.new.click, fresh, [on.canvas, on.talk]),
+    ):
+        event(act, inputs, _everything(on), cancels=running, **AT_ONCE)
 
 
-def _wire_talk(on: Widgets, desk: Desk) -> list[Any]:
+def _wire_talk(on: Widgets, desk: Desk, tries: Tries) -> list[Any]:
     """A question begins, is answered, settles; the same for another try. Returns the events that Stop cancels."""
 
     def waiting(talk: Talk) -> Update:
@@ -167,15 +179,20 @@ def _wire_talk(on: Widgets, desk: Desk) -> list[Any]:
         limits = Limits(new_tokens=int(tokens), temperature=float(warmth), seed=int(seed or 0))
         now = talk
         yield {on.talk: talk}  # a generator that gives nothing would empty its outputs
+        if not talk or not talk[-1].running or not tries.begin(talk):
+            return  # the question was refused: what runs is another one
         try:
-            for now in steps.speak(desk, surface, talk, limits):
-                yield {on.talk: now, on.chat: chat_html(desk, now)}
+            with closing(steps.speak(desk, surface, talk, limits)) as growing:
+                for now in growing:
+                    if tries.ended(talk):
+                        return
+                    yield {on.talk: now, on.chat: chat_html(desk, now)}
         except Exception as error:
             now = steps.settled(now, "failed")
             yield {on.talk: now, on.chat: chat_html(desk, now), on.notice: _card(error)}
 
     def settled(surface: Surface | None, talk: Talk) -> Update:
-        talk = steps.settled(talk)
+        talk = () if tries.ended(talk) else steps.settled(talk)
         size = (surface.size[0], surface.size[1]) if surface and surface.size else None
         details = panels.details_html(steps.last_answer(talk), size)
         return {on.talk: talk, on.chat: chat_html(desk, talk), on.details: details, **_buttons(on, running=False)}
@@ -223,7 +240,9 @@ def _wire_heat_and_files(on: Widgets, desk: Desk, opened: Opened) -> None:
             return {on.file: None, on.picture_notice: _card(error, "Nothing to save")}
 
     inputs = [on.canvas, on.talk, on.kind, on.about]
-    on.warm.click(warmed, inputs, [on.holder, on.picture_notice], **MODEL, api_visibility="private")
+    on.warm.click(
+        warmed, inputs, [on.holder, on.picture_notice], **MODEL, api_visibility="private", show_progress="minimal"
+    )
     on.cool.click(lambda: None, None, [on.holder], **AT_ONCE)
     on.opacity.input(None, [on.opacity], None, js=OPACITY)
     made = on.save.click(saved, [on.canvas, on.talk, on.form], [on.file, on.picture_notice], **QUIET)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,7 +66,7 @@ def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str 
     known = [region for exchange in talk for region in exchange.question.regions]
     words, new = renumbered(shown, drawn, known)
     turn = Turn("user", words, new, images=() if talk else (0,))
-    return (*talk, Exchange(turn, shown, digest, model, task))
+    return (*talk, Exchange(turn, shown, digest, model, task, key=secrets.token_hex(8)))
 
 
 def renumbered(text: str, drawn: dict[int, Region], known: list[Region]) -> tuple[str, tuple[Region, ...]]:
@@ -125,7 +126,7 @@ def again(talk: Talk) -> Talk:
     if not talk or talk[-1].running:
         raise ValueError("There is no finished answer to try again: ask something first.")
     last = talk[-1]
-    return (*talk[:-1], replace(last, answer=None, ended="", attempt=last.attempt + 1))
+    return (*talk[:-1], replace(last, answer=None, ended="", attempt=last.attempt + 1, key=secrets.token_hex(8)))
 
 
 def heat(desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, about: str) -> Image.Image:

@@ -21,7 +21,7 @@ class Exchange:
 
     `shown` is the question as the user wrote it: its @numbers are those of the drawing surface, the turn's count over
     the talk. `picture` is the digest of the picture asked about, `model` the family asked. `ended` tells why a finished
-    exchange has no whole answer: "stopped" or "failed".
+    exchange has no whole answer: "stopped" or "failed". `key` names this try of it, so that none is spoken twice.
     """
 
     question: Turn
@@ -32,6 +32,7 @@ class Exchange:
     answer: Answer | None = None
     ended: str = ""
     attempt: int = 0
+    key: str = ""
 
     @property
     def running(self) -> bool:
