@@ -48,13 +48,15 @@ def select_layers(written: str | int | Sequence[int]) -> int | list[int]:
     """The hidden states that `mm_vision_select_layer` names: a number, a list, or a text ("-2", "list-22/-17/-12").
     ValueError otherwise.
     """
-    if not isinstance(written, str):
-        return written if isinstance(written, int) else list(written)
     try:
+        if isinstance(written, int):
+            return written
+        if not isinstance(written, str):
+            return [int(layer) for layer in written]
         if written.startswith("list"):
             return [int(layer) for layer in written.removeprefix("list").split("/")]
         return int(written)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(
             f"mm_vision_select_layer is {written!r} in the checkpoint's config.json: "
             "write a number, a list of numbers, or list-22/-17/-2"

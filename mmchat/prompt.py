@@ -129,7 +129,10 @@ class Template:
                 words = "".join(piece for piece in text if isinstance(piece, str)).strip()
                 pieces += _filled(pattern, text=text, clue=(Slot("clue", 0, words),))
                 open_end = True
-            elif any(text):
+            elif not any(text):
+                pieces.append(self.cue())
+                open_end = False
+            else:
                 if self.assistant is None:
                     raise ValueError(
                         "this template holds one question and no answer: start a new talk or choose another template"

@@ -100,3 +100,8 @@ def test_a_talk_goes_on_with_what_stood_before(name: str) -> None:
     turns = (Turn("user", "one", images=(0,)), Turn("assistant", "yes"), Turn("user", "two"))
     later = template.render(turns, mention)
     assert later[: len(first) - 1] == first[:-1] and later[len(first) - 1].startswith(first[-1])
+
+
+def test_an_answer_not_yet_said_leaves_its_cue() -> None:
+    turns = (Turn("user", "one"), Turn("assistant", ""), Turn("user", "two"))
+    assert PLAIN.render(turns, mention) == ("S U: one A:U: two A:",)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from mmchat.prompt import Slot, Turn, encode, joined
 from mmchat.templates import TEMPLATES
 
 MARK = "<image>"
+BESIDE = "  (as a tuple message"  # how the record says that the picture was handed over beside the text
 MARK_ID, IGNORED = -200, -100
 
 
@@ -81,11 +84,12 @@ def rendered(entry: dict[str, Any]) -> tuple[str | Slot, ...]:
     marked in it stays there.
     """
     template = TEMPLATES[entry["template"]]
-    if entry["image"] == "tuple":
-        question = entry["messages"][0][0].partition("  (as a tuple")[0].replace(MARK, "").strip()
+    if entry["image"] == "tuple" and not template.image.startswith("{text}"):
+        question = entry["messages"][0][0].partition(BESIDE)[0].replace(MARK, "").strip()
         return template.render((Turn("user", question, images=(0,)),), lambda number, region: ())
     messages = []
     for question, answer in entry["messages"]:
+        question = question.partition(BESIDE)[0]
         messages += [("user", pieces(question)), ("assistant", pieces(answer or ""))]
     return template.lay_out(messages)
 
@@ -94,10 +98,11 @@ def resolutions(case: Case) -> list[Line]:
     """Which grid a picture gets, and which part of a map it covers."""
     info, lines = case.info, []
     offered = tiles.pinpoints(info["pinpoints"])
+    side = math.gcd(*chain.from_iterable(offered))
     for entry in info["select_best_resolution"]:
         size = tuple(entry["image_size"])
-        ours = [*tiles.best_resolution(size, offered), *tiles.grid(size, offered, 336)]
-        ours += tiles.grid(size, tiles.pinpoints(str(info["pinpoints"])), 336)
+        ours = [*tiles.best_resolution(size, offered), *tiles.grid(size, offered, side)]
+        ours += tiles.grid(size, tiles.pinpoints(str(info["pinpoints"])), side)
         theirs = [*entry["best_resolution"], *entry["grid_shape_wh"], *entry["grid_shape_from_string"]]
         lines.append(Line(f"size {size}", ours, theirs))
     for entry in info["unpad_image"]:
