@@ -1,12 +1,12 @@
 """mmchat: a browser chat with pictures, for multimodal language models that ground what they say."""
 
-import importlib.util
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 __version__ = "0.1.0"
 
-# A checkout runs without being installed: there the operator `msda` lies in kernels/, beside this package.
-_kernels = Path(__file__).resolve().parents[1] / "kernels"
-if importlib.util.find_spec("msda") is None and (_kernels / "msda").is_dir():
-    sys.path.append(str(_kernels))
+# The operator's package lies in kernels/, where Python does not look in a bare clone. One that is installed, and may
+# be compiled, wins.
+if find_spec("msda") is None:
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))

@@ -1,0 +1,152 @@
+"""The command line: python -m mmchat ask | read | write | models | golden | evaluate | doctor | export.
+
+JSON goes to standard output alone, everything else to standard error. Exit status: 0; 2 with one sentence (cause and
+remedy) for what a user can mend; 1 from `golden` where a case fails. torch, gradio and drawing libraries take seconds
+to import and are imported by the commands that need them: `read` and `write` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mmchat import commands
+
+FORMATS = ("coco", "yolo", "voc", "csv", "label-studio", "json")
+NUMBERED = ("--region", "--box", "--size", "--fit")  # options whose value may begin with a minus
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence like every other one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[:1].upper()}{message[1:]}: see `{self.prog} --help`.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; gives the exit status."""
+    out = sys.stdout
+    for stream in (out, sys.stderr):  # words of any language, whatever the terminal is set to
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        options = parser().parse_args(joined(sys.argv[1:] if arguments is None else arguments))
+        # Libraries print as they please: nothing but a command's own output may reach standard output.
+        with redirect_stdout(sys.stderr):
+            return options.run(options, out)
+    except ValueError as error:
+        print(f"mmchat: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mmchat: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # who read us has gone, `| head` for one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """--region -5,0,10,10 as --region=-5,0,10,10, which argparse would take for an option."""
+    out: list[str] = []
+    for argument in arguments:
+        if out and out[-1] in NUMBERED and argument[:1] == "-" and argument[1:2].isdigit():
+            out[-1] += f"={argument}"
+        else:
+            out.append(argument)
+    return out
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser("python -m mmchat", description="Ask models about pictures and get words with places.")
+    known = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        made = known.add_parser(name, help=help, description=help)
+        made.set_defaults(run=run)
+        return made
+
+    one = command("ask", commands.ask, "ask about a picture; places are in pixels of the upright picture")
+    one.add_argument("image", metavar="IMAGE")
+    one.add_argument("text", metavar="TEXT", nargs="?", default="", help="may say @1, @2 for the regions")
+    one.add_argument("--region", metavar="x0,y0,x1,y1", type=corners, action="append", default=[])
+    one.add_argument("--model", metavar="NAME", help="a name of the `models` command, or replay (recorded answers)")
+    one.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|int8|nf4")
+    one.add_argument("--task", metavar="TASK", help="one of the model's ways of asking: find, describe, region ...")
+    one.add_argument("--seed", metavar="N", type=whole, help="sample with this seed; greedy without one")
+    one.add_argument("--json", action="store_true")
+    one.add_argument("--save", metavar="OUT.png", type=Path, help="the picture with the answer's places painted in")
+    one.add_argument("--heat", metavar="KIND", help="a heat map; about the first region where one is given")
+    one.add_argument("--heat-save", metavar="OUT.png", type=Path)
+
+    one = command("read", commands.read, "a model's text from standard input as words with places, in JSON")
+    one.add_argument("dialect", metavar="DIALECT", nargs="?")
+    one.add_argument("--size", metavar="WxH", type=size_of, help="of the upright picture, in pixels")
+    one.add_argument("--fit", metavar="WxH", type=size_of, help="of the picture as the model saw it")
+    one.add_argument("--candidates", metavar="FILE.json", type=Path, help="[[x0, y0, x1, y1], ...] in pixels")
+    one.add_argument("--list", action="store_true", help="list the dialects instead")
+
+    one = command("write", commands.write, "the text that a prompt would hold for a place")
+    one.add_argument("dialect", metavar="DIALECT")
+    one.add_argument("--size", metavar="WxH", type=size_of, required=True)
+    one.add_argument("--fit", metavar="WxH", type=size_of)
+    one.add_argument("--box", metavar="x0,y0,x1,y1", type=corners, action="append", required=True)
+    one.add_argument("--phrase", metavar="P")
+
+    one = command("models", commands.models, "the models, where their weights are, what is missing")
+    one.add_argument("--json", action="store_true")
+
+    one = command(
+        "golden", commands.golden, "recompute the recorded cases of the original systems; exit status 1 on a FAIL"
+    )
+    one.add_argument("folder", metavar="FOLDER", type=Path)
+    one.add_argument("--json", action="store_true")
+
+    one = command("evaluate", commands.evaluate, "a model's predictions for a labelled set of photographs")
+    one.add_argument("what", choices=["photos"], metavar="photos")
+    one.add_argument("folder", metavar="FOLDER", type=Path, help="with images/ and labels.json")
+    one.add_argument("--model", metavar="NAME")
+    one.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|int8|nf4")
+    one.add_argument("--out", metavar="predictions.json", type=Path, required=True)
+    one.add_argument("--limit", metavar="N", type=whole, help="the first N photographs only")
+
+    one = command("doctor", commands.doctor, "what this machine can run, and what would help")
+    one.add_argument("--json", action="store_true")
+
+    one = command("export", commands.export, "an answer of `ask --json` in another tool's format")
+    one.add_argument("format", choices=FORMATS, metavar="|".join(FORMATS))
+    one.add_argument("image", metavar="IMAGE")
+    one.add_argument("answer", metavar="ANSWER.json", type=Path)
+    one.add_argument("--out", metavar="PATH", type=Path, help="a file (yolo: a folder); standard output without it")
+    return top
+
+
+# What the options hold.
+
+
+def corners(text: str) -> list[float]:
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (2, 4) or not all(abs(number) < 1e12 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no place, write x0,y0,x1,y1 (or x,y) in pixels")
+    return numbers
+
+
+def size_of(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and len(text) < 20):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, write width and height as 640x480")
+    return int(width), int(height)
+
+
+def whole(text: str) -> int:
+    if not (text.isdecimal() and len(text) < 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)

@@ -1,0 +1,248 @@
+"""What each command does. Heavy libraries are imported by the commands that need them: see `cli`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mmchat import translate
+from mmchat.geometry import open_image, outline
+
+if TYPE_CHECKING:
+    from mmchat.desk import Answer, Ask, Desk
+
+REPLAY = "replay"  # a name that --model takes beside those of models.toml: recorded answers, no model runs
+
+
+def ask(options: argparse.Namespace, out: TextIO) -> int:
+    from mmchat.desk import Ask, Limits, Turn
+    from mmchat.export import answer_json
+
+    if (options.heat is None) != (options.heat_save is None):
+        raise ValueError("A heat map needs both --heat KIND and --heat-save OUT.png: give the other one too.")
+    for path in (options.save, options.heat_save):
+        if path is not None:
+            check_target(path)
+    image = open_image(options.image)
+    drawn = tuple(translate.region_in(given, image.size, number) for number, given in enumerate(options.region, 1))
+    limits = Limits() if options.seed is None else Limits(temperature=0.7, top_p=0.9, seed=options.seed)
+    question = Ask((image,), (Turn("user", options.text, drawn, images=(0,)),), options.task, limits)
+    with opened(options.model, options.precision) as (desk, name):
+        check_task(desk, options.task)
+        answer = spoken(desk, question, None if options.json else out)
+        if options.json:
+            give(answer_json(answer, image.size, name, desk.engine.precision), out)
+        else:
+            tell(answer, image.size, out)
+        if options.save is not None:
+            from mmchat import paint  # drawing libraries take two seconds
+
+            save_png(paint.answer(image, answer), options.save)
+        if options.heat is not None:
+            painted = desk.heat(question, answer, options.heat, drawn[0] if drawn else None)
+            save_png(painted, options.heat_save)
+            print(painted.info.get("note", ""), file=sys.stderr)
+    return 0
+
+
+def spoken(desk: Desk, question: Ask, stream: TextIO | None) -> Answer:
+    """The whole answer; its words go to `stream` as they come (what is shown of a text only ever grows)."""
+    answer, shown = None, 0
+    for answer in desk.answer(question):
+        if stream is not None and len(answer.text) > shown:
+            print(answer.text[shown:], end="", file=stream, flush=True)
+            shown = len(answer.text)
+    assert answer is not None, "a desk gives at least one answer"
+    return answer
+
+
+def tell(answer: Answer, size: tuple[int, int], out: TextIO) -> None:
+    """The places below the words; hints go to standard error."""
+    print(file=out)
+    for span in answer.spans:
+        phrase = " ".join(answer.text[span.start : span.end].split())
+        for place in span.places:
+            box = ",".join(f"{number:.0f}" for number in outline(place).pixels(size))
+            print(f"  {phrase or 'here'}: {box}", file=out)
+    for name, value in answer.notes:
+        if name == "hint":
+            print(value, file=sys.stderr)
+
+
+def read(options: argparse.Namespace, out: TextIO) -> int:
+    if options.list:
+        for name, dialect in translate.DIALECTS.items():
+            print(f"{name:20} {' '.join(dialect.example.split())}", file=out)
+        return 0
+    if options.dialect is None or options.size is None:
+        raise ValueError("`read` needs a DIALECT and --size WxH: see `python -m mmchat read --list`.")
+    candidates = None if options.candidates is None else loaded(options.candidates)
+    if candidates is not None and not isinstance(candidates, list):
+        raise ValueError(f"{options.candidates} must hold a list of [x0, y0, x1, y1] in pixels.")
+    text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    # A text that was typed or echoed ends with a line end of its own.
+    give(translate.read_json(options.dialect, text.rstrip("\r\n"), options.size, options.fit, candidates), out)
+    return 0
+
+
+def write(options: argparse.Namespace, out: TextIO) -> int:
+    if any(len(box) != 4 for box in options.box):
+        raise ValueError("--box needs four numbers x0,y0,x1,y1 in pixels: add the missing ones.")
+    print(translate.write_text(options.dialect, options.box, options.size, options.phrase, options.fit), file=out)
+    return 0
+
+
+def models(options: argparse.Namespace, out: TextIO) -> int:
+    from mmchat.doctor import models as rows
+
+    if options.json:
+        give(rows(), out)
+        return 0
+    for row in rows():
+        print(f"{row['name']:14} {row['family']:14} {row['missing'] or 'ready'}", file=out)
+        print(f"{'':29} {row['title']}; {row['folder']}", file=out)
+    return 0
+
+
+def golden(options: argparse.Namespace, out: TextIO) -> int:
+    from dataclasses import asdict
+
+    from mmchat.golden import run
+
+    if not options.folder.exists():
+        raise ValueError(f"There is no folder {options.folder}: give one with recorded cases.")
+    rows = run(options.folder)
+    if options.json:
+        give([asdict(row) for row in rows], out)
+    else:
+        for row in rows:
+            error = "-" if row.error is None else f"{row.error:.3g}"
+            state = {"ok": "ok", "fail": "FAIL", "skip": "skip", "differs": "differs"}[row.status]
+            why = row.why if row.status != "ok" else ""
+            print(f"{row.system:22} {row.case:36} {error:>10}  {state} {why}".rstrip(), file=out)
+    return int(any(row.status == "fail" for row in rows))
+
+
+def evaluate(options: argparse.Namespace, out: TextIO) -> int:
+    from mmchat import evaluate as scores
+
+    check_target(options.out)
+    entries = scores.entries(options.folder)[: options.limit]
+    with opened(options.model, options.precision) as (desk, name):
+        print(f"{len(entries)} photographs, model {name}", file=sys.stderr)
+        found = scores.predictions(desk, options.folder, entries, lambda line: print(line, file=sys.stderr))
+    save_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", options.out)
+    return 0
+
+
+def doctor(options: argparse.Namespace, out: TextIO) -> int:
+    from mmchat import doctor as house
+
+    report = house.report()
+    if options.json:
+        give(report, out)
+    else:
+        print(house.as_text(report), file=out)
+    return 0
+
+
+def export(options: argparse.Namespace, out: TextIO) -> int:
+    from mmchat import export as formats
+
+    size = open_image(options.image).size
+    data = loaded(options.answer)
+    try:
+        answer = formats.from_json(data, size)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        raise ValueError(f"{options.answer} is no answer of `ask --json` or `read`: give one of these.") from None
+    named = (Path(options.image).name, size, answer)
+    if options.format == "yolo":
+        if options.out is None:
+            raise ValueError("YOLO needs several files: give a folder with --out.")
+        options.out.mkdir(parents=True, exist_ok=True)
+        for name, text in formats.yolo([named]).items():
+            save_text(text, options.out / name)
+        return 0
+    made = {
+        "coco": lambda: as_json(formats.coco([named])), "voc": lambda: formats.voc(*named),
+        "csv": lambda: formats.table([named]), "label-studio": lambda: as_json(formats.label_studio([named])),
+        "json": lambda: as_json(formats.reading_json(answer, size)),
+    }  # fmt: skip
+    text = made[options.format]()
+    if options.out is None:
+        out.write(text)
+    else:
+        save_text(text, options.out)
+    return 0
+
+
+# What several commands need.
+
+
+@contextmanager
+def opened(name: str | None, precision: str) -> Iterator[tuple[Desk, str]]:
+    """A desk with the model of that name (None: the first of models.toml), and its name; closed at the end."""
+    from mmchat.desk import Desk
+
+    if name == REPLAY:
+        from mmchat.engines.replay import ReplayEngine
+
+        desk = Desk(ReplayEngine())
+    else:
+        from mmchat import models
+        from mmchat.engines.local import LocalEngine  # torch and transformers take seconds
+
+        name = models.find(name).name
+        desk = Desk(LocalEngine.named(name, precision))
+    try:
+        yield desk, name
+    finally:
+        desk.close()
+
+
+def check_task(desk: Desk, task: str | None) -> None:
+    if task is not None:
+        desk.engine.family.template.task(task)
+
+
+def check_target(path: Path) -> None:
+    """Before a model works for minutes: whether a file can be written there."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"{path} cannot be written: give a file in a folder that exists.")
+
+
+def save_png(image: Any, path: Path) -> None:
+    try:
+        image.save(path, "PNG")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another place.") from None
+
+
+def save_text(text: str, path: Path) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another place.") from None
+
+
+def loaded(path: Path) -> Any:
+    """A JSON file's value."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check the path.") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not JSON: check the file.") from None
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+
+
+def give(value: Any, out: TextIO) -> None:
+    out.write(as_json(value))
