@@ -260,6 +260,11 @@ def test_a_task_that_needs_no_words_is_asked_without_any(desk: Desk, photo: Path
     assert said(desk, surface(photo), "", task="describe")[-1].answer.done
 
 
+def test_words_are_never_lost_in_a_task_that_has_no_place_for_them(desk: Desk, photo: Path) -> None:
+    begun = steps.begin(desk, surface(photo), (), "Where is the bus?", "describe")[-1]
+    assert (begun.task, begun.question.text) == (None, "Where is the bus?")
+
+
 def test_the_region_task_takes_the_selected_region(desk: Desk, photo: Path) -> None:
     laid = surface(photo, drawn(1, 0.1, 0.1, 0.3, 0.3), drawn(2, 0.5, 0.5, 0.9, 0.9), selected=2)
     assert steps.begin(desk, laid, (), "", "region")[-1].shown == "@2"

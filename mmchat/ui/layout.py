@@ -57,7 +57,7 @@ class Widgets:
 def lay_out(desk: Desk, opened: str, rows: Sequence[Mapping[str, Any]], examples: list[Path], choice: bool) -> Widgets:
     """All widgets, inside the page that is being built. opened: the open model; choice: whether it can change."""
     found: dict[str, Any] = {"talk": gr.State(())}
-    found["head"] = gr.HTML(panels.head_html(desk), elem_id="mm-head", **PLAIN)
+    found["head"] = gr.HTML(panels.head_html(desk, opened), elem_id="mm-head", **PLAIN)
     with gr.Row(elem_id="mm-main"):
         with gr.Column(elem_id="mm-left"):
             found["picture_notice"] = gr.HTML("", elem_classes="mm-notice", **PLAIN)
@@ -150,6 +150,18 @@ def task_choice(desk: Desk) -> dict[str, Any]:
     choices = [(task.label, task.name) for task in tasks]
     free = next((task.name for task in tasks if task.pattern == "{text}"), None)
     return {"choices": choices, "value": free or (choices[0][1] if choices else None), "visible": len(choices) > 1}
+
+
+def hint(desk: Desk, name: str | None) -> str:
+    """What stands in the empty question box while that way of asking is chosen."""
+    task = next((task for task in desk.engine.family.template.tasks if task.name == name), None)
+    if task is None or task.pattern == "{text}":
+        return "Ask about the picture"
+    return {
+        "": f"{task.label}: press Send, no words are needed",
+        "phrase": f"{task.label}: what, in your words",
+        "region": f"{task.label}: draw a region, then press Send",
+    }[task.needs]
 
 
 def heat_choice(desk: Desk) -> dict[str, Any]:

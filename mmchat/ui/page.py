@@ -20,7 +20,7 @@ import gradio as gr
 from mmchat.desk import Desk, Limits
 from mmchat.ui import api, files, panels, steps, words
 from mmchat.ui.canvas import ASSETS, Surface, examples_in, surface_of
-from mmchat.ui.layout import Widgets, chat_html, heat_choice, lay_out, task_choice
+from mmchat.ui.layout import Widgets, chat_html, heat_choice, hint, lay_out, task_choice
 from mmchat.ui.looks import launch_options
 from mmchat.ui.words import Talk
 
@@ -163,7 +163,10 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries) -> list[Any]:
 
     def asked(surface: Surface | None, talk: Talk, text: str, task: str | None) -> Update:
         try:
-            return {**waiting(steps.begin(desk, surface, talk, text, task)), on.question: ""}
+            talk = steps.begin(desk, surface, talk, text, task)
+            wordless = task is not None and desk.engine.family.template.task(task).needs == ""
+            after = gr.update(value=task_choice(desk)["value"]) if wordless else gr.skip()
+            return {**waiting(talk), on.question: "", on.task: after}
         except Exception as error:
             return {on.notice: _card(error)}
 
@@ -203,7 +206,7 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries) -> list[Any]:
         left = talk[:-1]
         return {on.talk: left, on.chat: chat_html(desk, left), on.question: talk[-1].shown, on.notice: ""}
 
-    growing = [on.talk, on.chat, on.notice, on.question, on.send, on.stop]
+    growing = [on.talk, on.chat, on.notice, on.question, on.task, on.send, on.stop]
     begun = [
         gr.on(
             [on.send.click, on.question.submit], asked, [on.canvas, on.talk, on.question, on.task], growing, **AT_ONCE
@@ -218,6 +221,7 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries) -> list[Any]:
     for event in running:
         event.then(settled, [on.canvas, on.talk], [on.talk, on.chat, on.details, on.send, on.stop], **AT_ONCE)
     on.stop.click(None, None, None, cancels=running, queue=False)
+    on.task.change(lambda task: gr.update(placeholder=hint(desk, task)), [on.task], [on.question], **AT_ONCE)
     on.back.click(taken_back, [on.talk], [on.talk, on.chat, on.question, on.notice], **AT_ONCE)
     return running
 
@@ -259,7 +263,7 @@ def _wire_model(
     def known() -> Update:
         """What the page says about the open model, as it is now: another user may have opened another one."""
         return {
-            on.head: panels.head_html(desk), on.task: gr.update(**task_choice(desk)),
+            on.head: panels.head_html(desk, opened.name), on.task: gr.update(**task_choice(desk)),
             on.kind: gr.update(**heat_choice(desk)), on.name: gr.update(value=opened.name),
             on.state: panels.models_html(rows(), opened.name),
         }  # fmt: skip

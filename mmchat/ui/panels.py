@@ -39,12 +39,13 @@ def heat_choices(kinds: Sequence[str]) -> list[tuple[str, str]]:
     return [(kind[:1].upper() + kind[1:], kind) for kind in kinds]
 
 
-def head_html(desk: Desk) -> str:
-    """Name of the page, the open model with its precision, and one honest sentence about it."""
+def head_html(desk: Desk, name: str) -> str:
+    """Name of the page, the open model (`name` in the list of models) with its precision, and one sentence about it."""
     family = desk.engine.family
+    which = desk.engine.precision if name == family.name else f"{name}, {desk.engine.precision}"
     return (
         '<header class="mm-head"><h1>mmchat</h1>'
-        f'<span class="mm-pill"><b>{escape(family.title)}</b> {escape(desk.engine.precision)}</span>'
+        f'<span class="mm-pill"><b>{escape(family.title)}</b> {escape(which)}</span>'
         f'<span class="mm-about">{escape(family.about)}</span></header>'
     )
 

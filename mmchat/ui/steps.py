@@ -54,6 +54,8 @@ def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str 
         talk = ()
     talk = tuple(exchange for exchange in talk if exchange.answer is not None)
     asked = desk.engine.family.template.task(task) if task else None
+    if asked and text and "{text}" not in asked.pattern:
+        asked = task = None  # this way of asking has no place for words, and what was written must not be lost
     needs = asked.needs if asked else "phrase"
     drawn = regions_of(surface)
     shown = text
