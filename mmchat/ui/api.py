@@ -32,11 +32,12 @@ def endpoints(
         text: str,
         regions: list[Any] | None = None,
         task: str | None = None,
-        seed: float | None = 0,
+        seed: float | None = None,
     ) -> Json:
         """Ask about a picture: text may say @1, @2.
 
-        regions: list of [x0, y0, x1, y1] or [x, y] in pixels of the upright picture; task: one of the family's or none.
+        regions: list of [x0, y0, x1, y1] or [x, y] in pixels of the upright picture; task: one of the family's or none;
+        seed: none for the likeliest words, else a number for a livelier answer.
         """
         return _told(answered, desk, name(), image, text, regions, task, seed)
 
@@ -47,7 +48,7 @@ def endpoints(
     trigger, result = gr.Button(**HIDDEN), gr.JSON(**HIDDEN)
     inputs: list[Any] = [gr.File(label="image", **HIDDEN), gr.Textbox(label="text", **HIDDEN)]
     inputs += [gr.JSON(label="regions", value=None, **HIDDEN), gr.Textbox(label="task", value=None, **HIDDEN)]
-    inputs += [gr.Number(label="seed", value=0, precision=0, **HIDDEN)]
+    inputs += [gr.Number(label="seed", value=None, precision=0, **HIDDEN)]
     trigger.click(ask, inputs, [result], api_name="ask", **queue)
     trigger.click(listed, None, [result], api_name="models", queue=False)
     if read is None:
@@ -89,7 +90,8 @@ def answered(
     drawn = tuple(region_of(values, number, picture.size) for number, values in enumerate(regions or (), 1))
     turn = Turn("user", text or "", drawn, images=(0,))
     last: Answer | None = None
-    for growing in desk.answer(Ask((picture,), (turn,), task or None, Limits(seed=int(seed or 0)))):
+    limits = Limits() if seed is None else Limits(temperature=0.7, top_p=0.9, seed=int(seed))
+    for growing in desk.answer(Ask((picture,), (turn,), task or None, limits)):
         last = growing
     if last is None:
         raise ValueError("The model gave no answer: look at its state in the Model tab.")
