@@ -1,4 +1,4 @@
-"""python -m mmchat.train STEP: compose | convert | features | chooser | language | pack. Each step is one module; this only hands over."""
+"""python -m mmchat.train STEP: compose | convert | features | fuser | chooser | language | pack. Each step is one module; this only hands over."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ STEPS = {
     "compose": "scenes from cut-outs over backgrounds",
     "convert": "the pretrained vision weights into our layout",
     "features": "what the frozen eyes see of each scene, cached",
+    "fuser": "train the block that fuses the levels",
     "chooser": "train the one that points",
     "language": "cut the language model down and train it",
     "pack": "everything into assets/pocket",

@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,18 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from mmchat.train.clues import write_clue
+from mmchat.train.clues import Clue, write_clue
 from mmchat.train.cut import config_of, cut_down, shorten, smollm2
+from mmchat.train.pictures import Sights, load_pictures
 from mmchat.train.questions import Picture, Said, ask, follow, invented
-from mmchat.train.words import catalogue
+from mmchat.train.words import catalogue, labels
 
 SIDE = 6  # picture tokens: SIDE x SIDE
 FUSED, WORDS = 256, 384  # widths of the fused map and of the word vectors
 OPEN, CLOSE, TURN = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"
+UNAIDED = ("find", "name", "colour region", "tell", "describe")  # what can be answered from the region vectors too
+EYES = 0.6  # share of batches with picture and region vectors, once there are any
 AVERAGE = 8  # steps between two averagings where several processes train together
-
-
-@dataclass(frozen=True)
-class Sights:
-    """What the eyes gave for one picture: `picture` [36, 256], `regions` [R, 256 + 384], both float32."""
-
-    picture: torch.Tensor
-    regions: torch.Tensor
 
 
 @dataclass
@@ -125,6 +120,9 @@ class Lessons:
     ) -> None:
         self.tokenizer, self.length, self.names, self.seen = tokenizer, length, names, seen
         self.chance = random.Random(seed)
+        self.groups: dict[int, list[tuple[Picture, Sights]]] = {}
+        for pair in seen:
+            self.groups.setdefault(len(pair[1].regions), []).append(pair)
         self.head = self.ids(OPEN)
         self.tail, self.close = self.ids(CLOSE), self.ids(TURN)
         self.end = tokenizer.token_to_id("<|im_end|>")
@@ -139,9 +137,11 @@ class Lessons:
         answer = [*self.ids(said.answer), self.end]
         return asked + answer, [-100] * len(asked) + answer
 
-    def talk(self, picture: Picture) -> tuple[list[int], list[int]]:
+    def talk(self, picture: Picture, eyes: bool = False) -> tuple[list[int], list[int]]:
         """One question, now and then two that belong together."""
         said = ask(picture, self.chance)
+        if eyes and said.kind in UNAIDED and self.chance.random() < 0.15:
+            said = replace(said, clue=Clue())  # now and then the region vectors must do alone
         ids, targets = self.turn(said)
         if self.chance.random() < 0.25:
             second = follow(said, picture, self.chance)
@@ -151,11 +151,11 @@ class Lessons:
                 ids, targets = ids + between + more, targets + [-100] * len(between) + learned
         return ids, targets
 
-    def sequence(self) -> tuple[list[int], list[int], list[int], list[int], Sights | None]:
-        """ids, positions, segments, targets, sights of one packed sequence."""
+    def sequence(self, group: int | None = None) -> tuple[list[int], list[int], list[int], list[int], Sights | None]:
+        """ids, positions, segments, targets, sights of one packed sequence. `group`: of a picture with so many regions."""
         sights: Sights | None = None
-        if self.seen:
-            picture, sights = self.chance.choice(self.seen)
+        if group is not None:
+            picture, sights = shuffled(*self.chance.choice(self.groups[group]), self.chance)
             slots = len(sights.picture) + len(sights.regions)
         else:
             picture, slots = invented(self.chance, self.names), 0
@@ -163,9 +163,9 @@ class Lessons:
         ids, positions, segments, targets = prefix[:], list(range(len(prefix))), [0] * len(prefix), [-100] * len(prefix)
         number = 1
         for _ in range(30):
-            if not self.seen and number % 3 == 0:
+            if group is None and number % 3 == 0:
                 picture = invented(self.chance, self.names)  # words alone share nothing: a new picture costs nothing
-            more, learned = self.talk(picture)
+            more, learned = self.talk(picture, sights is not None)
             if len(ids) + len(more) > self.length:
                 break
             # What predicts an answer's token is the position before it.
@@ -177,8 +177,11 @@ class Lessons:
         return ids, positions, segments, targets, sights
 
     def batch(self, size: int) -> Packed:
-        """`size` sequences, padded to the longest. Region slots are of one number within a batch (the pictures' own, padded with zeros)."""
-        rows = [self.sequence() for _ in range(size)]
+        """`size` sequences, padded to the longest. All pictures of a batch have equally many regions."""
+        # Pictures and pictures of words alone take turns: words alone bring far more nouns.
+        with_eyes = bool(self.seen) and self.chance.random() < EYES
+        group = len(self.chance.choice(self.seen)[1].regions) if with_eyes else None
+        rows = [self.sequence(group) for _ in range(size)]
         longest = max(len(row[0]) for row in rows)
 
         def padded(part: int, fill: int) -> torch.Tensor:
@@ -193,9 +196,21 @@ class Lessons:
         )
 
 
+def shuffled(picture: Picture, sights: Sights, chance: random.Random) -> tuple[Picture, Sights]:
+    """The same picture with its candidates in another order: an index must mean nothing but its place."""
+    order = list(range(len(sights.regions)))
+    chance.shuffle(order)
+    new = {old: index for index, old in enumerate(order)}
+    items = []
+    for item in picture.items:
+        index = item.seen.index
+        items.append(item if index is None else replace(item, seen=replace(item.seen, index=new[index])))
+    return replace(picture, items=tuple(items)), Sights(sights.picture, sights.regions[order])
+
+
 def names() -> list[tuple[tuple[str, ...], tuple[str, ...], bool]]:
-    """What invented pictures are made of: (words, kinds, plural) of the catalogue."""
-    return [((noun.name, *noun.synonyms), noun.hypernyms, noun.plural) for noun in catalogue()]
+    """What invented pictures are made of: (words, kinds, plural) of the catalogue and of all that the eyes can say."""
+    return [*(((noun.name, *noun.synonyms), noun.hypernyms, noun.plural) for noun in catalogue()), *labels()]
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -310,6 +325,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--source", type=Path, required=True, help="SmolLM2-135M-Instruct as GGUF")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--features", type=Path, help="cached features of composed scenes (the features step)")
+    parser.add_argument("--scenes", type=Path, help="the scenes of these features")
+    parser.add_argument("--fuser", type=Path, help="the fuser step's safetensors")
+    parser.add_argument("--labels", type=Path, help="safetensors: word vectors `things` [80, 384] and `classes` [1000, 384]")
     parser.add_argument("--layers", default="0,1,2,3,4,27,28,29")
     parser.add_argument("--vocabulary", type=int, default=10240)
     parser.add_argument("--steps", type=int, default=1000)
@@ -334,7 +352,10 @@ def main(arguments: list[str]) -> None:
         start, held = state["step"], state["optimizer"]
     elif given.warm:
         model.load_state_dict(torch.load(given.warm, weights_only=True)["model"])
-    lessons = Lessons(tokenizer, given.length, names(), seed=given.seed + start + 7919 * rank())
+    seen: list[tuple[Picture, Sights]] = []
+    if given.features:
+        seen = load_pictures(given.features, given.scenes, given.fuser, given.labels)
+    lessons = Lessons(tokenizer, given.length, names(), seen, seed=given.seed + start + 7919 * rank())
     (given.out).mkdir(parents=True, exist_ok=True)
     began, window = time.time(), []
     for step, loss in train(

@@ -11,6 +11,7 @@ from mmchat.train.clues import Clue, Seen, token
 from mmchat.train.words import COLOURS, NUMBERS, catalogue, plural_of, with_article
 
 _PLURALS = frozenset(noun.name for noun in catalogue() if noun.plural)
+_MASS = frozenset(("furniture", "clothing", "food", "electronics", "sports equipment", "money", "grass"))
 
 BRIEF = ("Answer in one word.", "Answer in one word.", "One word only.", "Answer with one word.", "In one word.", "Short answer.", "Answer briefly.",
          "Answer with a single word or phrase.", "Just the answer, please.", "Give a short answer.")  # fmt: skip
@@ -71,7 +72,7 @@ def article(phrase: str, plural: bool = False) -> str:
     if phrase.split(" ")[0] in ("the", "a", "an", "some", "any"):
         return phrase
     head = _TAIL.sub("", phrase)
-    several = plural or head in _PLURALS or bool(re.search(r"[^suia]s$", head)) or head.endswith(("shoes", "glasses"))
+    several = plural or head in _PLURALS or head in _MASS or bool(re.search(r"[^suia]s$", head)) or head.endswith(("shoes", "glasses"))
     return with_article(phrase, several)
 
 

@@ -19,6 +19,8 @@ _IRREGULAR = {
     "die": "dice", "bison": "bison", "loaf": "loaves", "wolf": "wolves", "foot": "feet", "calf": "calves", "scarf": "scarves", "lady": "ladies",
 }  # fmt: skip
 
+_SAME = frozenset(("furniture", "clothing", "food", "electronics", "sports equipment", "rice", "bread", "money", "cattle"))
+
 
 @dataclass(frozen=True)
 class Noun:
@@ -79,6 +81,8 @@ def with_article(word: str, plural: bool = False) -> str:
 
 def plural_of(word: str) -> str:
     """The plural of a noun or of a noun phrase's head: "cups of coffee", "children", "foxes"."""
+    if word in _SAME or word in _plurals():
+        return word
     head, *rest = word.split(" of ", 1)
     front, _, last = head.rpartition(" ")
     if last.lower() in _IRREGULAR:
@@ -94,6 +98,27 @@ def plural_of(word: str) -> str:
     else:
         last += "s"
     return " ".join(filter(None, (front, last))) + (f" of {rest[0]}" if rest else "")
+
+
+@cache
+def labels() -> tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...]:
+    """(words, kinds, plural) of what detector and classifier can say: coco.txt and imagenet.txt, `noun ~ other names | wider words`."""
+    out = []
+    for file in ("coco.txt", "imagenet.txt"):
+        path = TABLE.with_name(file)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            line = line.split("#", 1)[0].rpartition("=")[2].strip()
+            if line:
+                front, _, wider = line.partition("|")
+                name, _, others = front.partition("~")
+                words = (name.strip(), *_listed(others, ","))
+                out.append((words, _listed(wider, ",") or ("object",), words[0].endswith("s") and not re.search("(ss|us|is|os|as)$", words[0])))
+    return tuple(out)
+
+
+@cache
+def _plurals() -> frozenset[str]:
+    return frozenset(noun.name for noun in catalogue() if noun.plural)
 
 
 def _listed(text: str, mark: str) -> tuple[str, ...]:

@@ -1,0 +1,79 @@
+"""Composed scenes as the language model's lessons need them: what is there and at which candidate, beside what the eyes gave for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from mmchat.nets.regions import iou, roi_align
+from mmchat.train.clues import Seen
+from mmchat.train.fuser import Fuser, cached, in_letterbox
+from mmchat.train.phrases import Thing, place_of
+from mmchat.train.questions import Item, Picture
+from mmchat.train.words import Noun
+
+SIDE = 6  # picture tokens: SIDE x SIDE
+ENOUGH = 0.5  # a candidate that meets a thing this well stands for it
+
+
+@dataclass(frozen=True)
+class Sights:
+    """What the eyes gave for one picture: `picture` [36, 256], `regions` [R, 256 + 384], both float32."""
+
+    picture: torch.Tensor
+    regions: torch.Tensor
+
+
+def word_vectors(things: torch.Tensor, classes: torch.Tensor, labels: Mapping[str, torch.Tensor], most: int = 10) -> torch.Tensor:
+    """Detector scores [R, 80] and class probabilities [R, 1000] -> [R, 384]: label vectors weighed by them, the `most` best classes only."""
+    best = classes.topk(most, dim=-1)
+    return things @ labels["things"] + (best.values[..., None] * labels["classes"][best.indices]).sum(1)
+
+
+def picture_of(record: Mapping[str, Any], line: Mapping[str, Any]) -> Picture:
+    """Each thing at the candidate that meets it best, or with its box where none does; the scene's phrases with them."""
+    boxes = record["boxes"].float()
+    items: list[Item] = []
+    used: set[int] = set()
+    for thing in line["objects"]:
+        box = in_letterbox(thing["box"], line["width"], line["height"], record["place"])
+        met = iou(boxes, torch.tensor([box]))[:, 0]
+        for index in used:
+            met[index] = 0
+        best = int(met.argmax())
+        held = best if float(met[best]) >= ENOUGH else None
+        if held is not None:
+            used.add(held)
+        noun = Noun(thing["name"], tuple(thing["synonyms"]), tuple(thing["hypernyms"]), thing["plural"], ())
+        place = place_of(Thing(noun, tuple(thing["box"])), (line["width"], line["height"]))
+        seen = Seen(held, (noun.name, *noun.synonyms)[:2], thing["colour"] or "", place, tuple(box))
+        items.append(Item(seen, noun.hypernyms, noun.plural))
+    absent = tuple(said["head"] for said in line["phrases"] if said["level"] == "absent")
+    return Picture(tuple(items), (), absent, tuple((said["text"], said["object"]) for said in line["phrases"]))
+
+
+@torch.no_grad()
+def sights_of(record: Mapping[str, Any], fuser: Fuser, labels: Mapping[str, torch.Tensor]) -> Sights:
+    """The fused map pooled for the picture, averaged for each candidate, with the candidates' word vectors behind."""
+    _, fused = fuser([level[None].float() for level in record["levels"]])
+    pooled = F.adaptive_avg_pool2d(fused, SIDE).flatten(2)[0].T
+    regions = roi_align(fused, record["boxes"].float(), size=3).mean((2, 3))
+    return Sights(pooled, torch.cat([regions, word_vectors(record["det"].float(), record["cls"].float(), labels)], dim=-1))
+
+
+def load_pictures(features: Path, scenes: Path, weights: Path, labels: Path) -> list[tuple[Picture, Sights]]:
+    """Every cached scene, seen through the trained fuser. ValueError when there is none."""
+    fuser = Fuser()
+    fuser.load_state_dict({name.removeprefix("fuser."): tensor.float() for name, tensor in load_file(weights).items()})
+    fuser.eval()
+    table = {name: tensor.float() for name, tensor in load_file(labels).items()}
+    out = [(picture_of(record, line), sights_of(record, fuser, table)) for _, record, line in cached(features, scenes)]
+    if not out:
+        raise ValueError(f"no cached features in {features}: run the features step first")
+    return out
