@@ -15,6 +15,7 @@ from mmchat.geometry import open_image, outline
 
 if TYPE_CHECKING:
     from mmchat.desk import Answer, Ask, Desk
+    from mmchat.family import Engine
 
 REPLAY = "replay"  # a name that --model takes beside those of models.toml: recorded answers, no model runs
 
@@ -187,22 +188,26 @@ def export(options: argparse.Namespace, out: TextIO) -> int:
 @contextmanager
 def opened(name: str | None, precision: str) -> Iterator[tuple[Desk, str]]:
     """A desk with the model of that name (None: the first of models.toml), and its name; closed at the end."""
+    from mmchat import models
     from mmchat.desk import Desk
 
-    if name == REPLAY:
-        from mmchat.engines.replay import ReplayEngine
-
-        desk = Desk(ReplayEngine())
-    else:
-        from mmchat import models
-        from mmchat.engines.local import LocalEngine  # torch and transformers take seconds
-
-        name = models.find(name).name
-        desk = Desk(LocalEngine.named(name, precision))
+    name = REPLAY if name == REPLAY else models.find(name).name
+    desk = Desk(engine(name, precision))
     try:
         yield desk, name
     finally:
         desk.close()
+
+
+def engine(name: str, precision: str) -> Engine:
+    """What runs the model of that name."""
+    if name == REPLAY:
+        from mmchat.engines.replay import ReplayEngine
+
+        return ReplayEngine()
+    from mmchat.engines.local import LocalEngine  # torch and transformers take seconds
+
+    return LocalEngine.named(name, precision)
 
 
 def check_task(desk: Desk, task: str | None) -> None:
