@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -127,13 +128,15 @@ def _row(case: Case, differences: Sequence[Mapping[str, str]]) -> Row:
         error: float | None = None,
         allowed: float | None = None,
     ) -> Row:
+        # JSON has no word for what is not a number.
+        error = error if error is None or math.isfinite(error) else None
         return Row(case.system, case.path.stem, case.object, error, allowed, status, why)
 
     if not case.info:
         return row("skip", "this file is no recorded case: a case is a JSON object")
     if not name.isidentifier() or importlib.util.find_spec(f"{__name__}.{name}") is None:
         return row("skip", f"nothing here computes the system {case.system} yet")
-    handler = importlib.import_module(f"{__name__}.{name}").HANDLERS.get(case.object)
+    handler = getattr(importlib.import_module(f"{__name__}.{name}"), "HANDLERS", {}).get(case.object)
     if handler is None:
         return row("skip", f"nothing here computes {case.object} of {case.system} yet")
     try:
