@@ -134,7 +134,8 @@ class Desk:
                 raise ValueError(f"A heat map is about a region or a phrase, not {type(about).__name__}.")
             raw = answer.raw if answer is not None else ""
             trace = self.engine.trace(ready.prompt, raw, ready.sight, what, about)
-        return trace, ready.placement, ask.images[ready.shown]
+        shown = about.image if isinstance(about, Region) else ready.shown
+        return trace, ready.placements[shown], ask.images[shown]
 
     def open(self, engine: Engine) -> None:
         """Change the model: waits for the answer that is being written, then closes the old engine."""

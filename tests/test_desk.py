@@ -255,6 +255,12 @@ def test_a_heat_map_is_as_large_as_the_picture_and_says_what_it_shows():
     assert painted.size == PHOTO.size and "recording" in painted.info["note"]
 
 
+def test_a_heat_map_about_a_region_lies_over_the_regions_own_picture():
+    wide, tall = Image.new("RGB", (64, 32), (9, 90, 9)), Image.new("RGB", (32, 64), (90, 9, 9))
+    question = Ask((wide, tall), (Turn("user", "bus", (BOX,)),))
+    assert Desk(ReplayEngine(ANSWERS)).heat(question, None, "likeness", BOX).size == wide.size
+
+
 def test_an_unknown_heat_map_names_the_known_ones():
     with pytest.raises(ValueError, match="choose one of feature norm, likeness"):
         Desk(ReplayEngine(ANSWERS)).heat(ask("bus"), None, "warmth")

@@ -278,7 +278,7 @@ class LocalEngine:
         """
         seen: Seen = sight.content
         shown = [piece.index for piece in prompt if isinstance(piece, Slot) and piece.kind == "image"]
-        picture = shown[-1] if shown else 0
+        picture = about.image if isinstance(about, Region) else shown[-1] if shown else 0
         if want in ("attention", "logit lens"):
             return self._inside(prompt, text, seen, want, about, picture)
         kind, _, name = want.partition(": ")
@@ -292,6 +292,8 @@ class LocalEngine:
         if name not in seen.levels:
             raise ValueError(f"There is no level {name!r}: choose one of {', '.join(seen.levels)}.")
         level = seen.levels[name][picture]
+        if level.shape[0] == 1:  # not features, but a measure of each cell
+            return Trace(want, trace.unit(level[0]), f"{name.capitalize()}: most where it is brightest.")
         where = f"{name}, {level.shape[2]} x {level.shape[1]} cells of {level.shape[0]} numbers"
         if kind == "feature norm":
             return Trace(want, trace.norm(level), f"Length of the feature vectors ({where}).")

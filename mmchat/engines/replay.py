@@ -157,7 +157,8 @@ class ReplayEngine:
     ) -> Trace:
         """A map made from the picture's own pixels: their local contrast, or their likeness in colour to a region."""
         cells = 26
-        picture = np.asarray(sight.content[-1], np.float32)
+        shown = about.image if isinstance(about, Region) else -1
+        picture = np.asarray(sight.content[shown], np.float32)
         side = picture.shape[-1] // cells
         blocks = picture[:, : side * cells, : side * cells].reshape(3, cells, side, cells, side)
         colours = blocks.mean((2, 4))
