@@ -1,0 +1,49 @@
+# make run: the page, all set up from a bare clone. make test: everything that is checked. make check: lint alone.
+VENV ?= .venv
+PORT ?= 7860
+# The first Python that is new enough; `make run PYTHON=python3.12` chooses another one.
+PYTHON ?= $(shell for one in python3 python3.12 python3.11 python3.13; do \
+	$$one -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$one && break; done)
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet
+# Nothing is fetched or sent at run time.
+export HF_HUB_OFFLINE = 1
+export GRADIO_ANALYTICS_ENABLED = False
+
+.PHONY: run test check format browser clean
+
+run: $(VENV)/.ready
+	$(PY) app.py --port $(PORT) $(ARGS)
+
+test: $(VENV)/.ready-test browser
+	$(VENV)/bin/ruff check .
+	$(PY) -m pytest $(ARGS)
+
+check: $(VENV)/.ready-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.ready-test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/.ready: requirements.txt
+	@test -n "$(PYTHON)" || { echo "mmchat needs Python 3.11 or newer: install it, or say PYTHON=/path/to/python." >&2; exit 2; }
+	@echo "Installing what mmchat needs into $(VENV) (a few minutes, once) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "Python cannot make environments here: install python3-venv." >&2; exit 2; }
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready pyproject.toml
+	@$(PIP) -e ".[test]"
+	@touch $@
+
+# The browser tests skip, and say so, where there is no Chromium and none can be installed.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 || { \
+		command -v apt-get >/dev/null && test "$$(id -u)" = 0 && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
+	} || echo "No Chromium here: the browser tests will skip. On Debian: apt-get install chromium" >&2
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
