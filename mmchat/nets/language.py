@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
-from transformers import LlamaConfig, LlamaForCausalLM
+# With every language model the library imports its detectors' losses, and with them a second and a half of scipy.
+with patch("transformers.utils.is_scipy_available", lambda: False):
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 _KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
