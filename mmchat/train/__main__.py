@@ -1,4 +1,5 @@
-"""python -m mmchat.train STEP: compose | convert | features | fuser | chooser | language | pack. Each step is one module; this only hands over."""
+"""python -m mmchat.train STEP: compose | convert | features | fuser | chooser | language | pack. Each step is one
+module; this only hands over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The clue: what the eyes found for a question, written as words and region tokens that the language model reads. Pure Python."""
+"""The clue: what the eyes found for a question, written as words and region tokens that the language model reads. Pure
+Python."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Seen:
-    """A thing that was found. `index`: its candidate, or None where only the box (unit square of the fitted picture) is known.
+    """A thing that was found. `index`: its candidate, or None where only the box (unit square of the fitted picture) is
+    known.
 
     `words`: names, best first; `colour`: one word or ""; `place`: "left", "top right", "middle" ... or "".
     """
@@ -21,9 +23,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Clue:
-    """`asked`: what was looked for; `found`: the things it fits, `sought` says that a look was taken (none found: it is not there).
+    """`asked`: what was looked for; `found`: the things it fits, `sought` says that a look was taken (none found: it is
+    not there).
 
-    `about`: the drawn regions the question names; `seen`: what stands in the picture; `scene`: words for the whole picture.
+    `about`: the drawn regions the question names; `seen`: what stands in the picture; `scene`: words for the whole
+    picture.
     """
 
     asked: str = ""

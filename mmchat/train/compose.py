@@ -1,7 +1,9 @@
-"""Scenes for training: photographic cut-outs pasted over backgrounds, with boxes, colours and referring phrases. Deterministic from a seed.
+"""Scenes for training: photographic cut-outs pasted over backgrounds, with boxes, colours and referring phrases.
+Deterministic from a seed.
 
-`assets` is a folder with `tux/` (the unpacked tuxpaint-stamps-default package), `fluent/` (the unpacked @lobehub/fluent-emoji-3d package),
-`emoji.json` (of emoji-datasource) and `backgrounds/` (JPEG files that show no nameable thing in front).
+`assets` is a folder with `tux/` (the unpacked tuxpaint-stamps-default package), `fluent/` (the unpacked
+@lobehub/fluent-emoji-3d package), `emoji.json` (of emoji-datasource) and `backgrounds/` (JPEG files that show no
+nameable thing in front).
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def colour_word(rgb: np.ndarray) -> str | None:
 
 
 def load_cutouts(assets: Path) -> list[CutOut]:
-    """Every picture that the catalogue names, in the catalogue's order. ValueError when the folder holds none of them."""
+    """Every picture that the catalogue names, in the catalogue's order. ValueError when there is none."""
     stamps: dict[str, list[Path]] = {}
     for path in sorted((assets / "tux").rglob("*.png")):
         if "cartoon" not in path.parts:
@@ -130,13 +132,15 @@ def compose(seed: int, cutouts: Sequence[CutOut], backgrounds: Sequence[Path]) -
             Thing(cut.noun, (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1), cut.colour, layer)
         )
     image = _photograph(canvas, chance, noise)
-    # A photographed background may hold trees, hills and clouds that nobody labelled: none of these is called absent over one.
+    # A photographed background may hold trees, hills and clouds that nobody labelled: none of these is called absent
+    # over one.
     nouns = [noun for noun in catalogue() if not (outdoors and (_OUTDOORS & {*noun.hypernyms, noun.name}))]
     return Scene(image, tuple(things), tuple(phrases(things, size, nouns, chance)), seed)
 
 
 def write(out: Path, count: int, seed: int, assets: Path, quiet: bool = False) -> None:
-    """`count` scenes into `out`: NUMBER.jpg and one line each in scenes.jsonl (see `line`). Goes on where an earlier run stopped."""
+    """`count` scenes into `out`: NUMBER.jpg and one line each in scenes.jsonl (see `line`). Goes on where an earlier
+    run stopped."""
     out.mkdir(parents=True, exist_ok=True)
     cutouts, backgrounds = load_cutouts(assets), sorted((assets / "backgrounds").glob("*.jpg"))
     listing = out / "scenes.jsonl"
@@ -183,7 +187,8 @@ def _size(chance: random.Random) -> tuple[int, int]:
 
 
 def _choose(cutouts: Sequence[CutOut], chance: random.Random) -> list[CutOut]:
-    """Two to six, far things first. Often of one kind, so that a phrase has to tell them apart; stamps, which look like photographs, lead."""
+    """Two to six, far things first. Often of one kind, so that a phrase has to tell them apart; stamps, which look like
+    photographs, lead."""
     photos = [cut for cut in cutouts if cut.photo] or list(cutouts)
     drawn = [cut for cut in cutouts if not cut.photo] or list(cutouts)
 

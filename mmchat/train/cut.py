@@ -1,4 +1,5 @@
-"""Cut SmolLM2 down: fewer layers, a prefix of its vocabulary, a few tokens of our own. The result is an ordinary Llama checkpoint."""
+"""Cut SmolLM2 down: fewer layers, a prefix of its vocabulary, a few tokens of our own. The result is an ordinary Llama
+checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ NEW_TOKENS = ("<p>", "</p>", *(f"<r{index}>" for index in range(REGIONS)))
 
 
 def shorten(tokenizer: Mapping[str, Any], kept: int) -> dict[str, Any]:
-    """A byte-level BPE tokenizer.json cut to its first `kept` ids: merges that make later tokens go, our tokens are added behind.
+    """A byte-level BPE tokenizer.json cut to its first `kept` ids: merges that make later tokens go, our tokens are
+    added behind.
 
     A prefix of the merges is a tokenizer in its own right, as no earlier merge needs a later one.
     """
@@ -44,7 +46,8 @@ def shorten(tokenizer: Mapping[str, Any], kept: int) -> dict[str, Any]:
 def cut_down(
     state: Mapping[str, torch.Tensor], layers: Sequence[int], kept: int, chance: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """A Llama state dict (`model.` names) with only these layers, in this order, and `kept` + our tokens' embeddings; head tied, so left out."""
+    """A Llama state dict (`model.` names) with only these layers, in this order, and `kept` + our tokens' embeddings;
+    head tied, so left out."""
     table = state["model.embed_tokens.weight"][:kept].float()
     # New tokens begin near the middle of the old ones, apart from each other by about as much as words are.
     fresh = table.mean(0) + 0.7 * table.std(0) * torch.randn(len(NEW_TOKENS), table.shape[1], generator=chance)
@@ -78,12 +81,34 @@ def smollm2(folder: Path, file: str) -> tuple[dict[str, Any], dict[str, torch.Te
 
 def config_of(full: Mapping[str, Any], layers: int, vocabulary: int) -> dict[str, Any]:
     """config.json of the cut model."""
-    keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
-            "rope_parameters", "rope_theta", "max_position_embeddings", "initializer_range")  # fmt: skip
+    keys = (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "rms_norm_eps",
+        "attention_bias",
+        "mlp_bias",
+        "rope_parameters",
+        "rope_theta",
+        "max_position_embeddings",
+        "initializer_range",
+    )
     config = {key: full[key] for key in keys if key in full}
     # Both spellings: newer libraries read rope_parameters, older ones and our own reader rope_theta.
     config.setdefault("rope_theta", full.get("rope_parameters", {}).get("rope_theta", 10000.0))
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", **config, "max_position_embeddings": 2048, "num_hidden_layers": layers, "vocab_size": vocabulary,
-        "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "dtype": "float16",
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **config,
+        "max_position_embeddings": 2048,
+        "num_hidden_layers": layers,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "dtype": "float16",
+    }

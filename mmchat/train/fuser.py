@@ -1,7 +1,9 @@
-"""Train MMFuser's block over the frozen encoder's levels: a region of the fused map should tell what lies in it, by name and by colour.
+"""Train MMFuser's block over the frozen encoder's levels: a region of the fused map should tell what lies in it, by
+name and by colour.
 
-Reads the cached features of composed scenes: FEATURES/*.pt, each a list of records with `boxes` [R, 4] and `place` (width, height, x, y:
-where the picture lies) in the unit square of the letterbox, `levels` [[c, h, w], ...] and what detector and classifier said of each box.
+Reads the cached features of composed scenes: FEATURES/*.pt, each a list of records with `boxes` [R, 4] and `place`
+(width, height, x, y: where the picture lies) in the unit square of the letterbox, `levels` [[c, h, w], ...] and what
+detector and classifier said of each box.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ WIDTH = 256
 
 
 class Fuser(nn.Module):
-    """Encoder levels [N, c, h, w], the asking one last -> fused map [N, 256, 13, 13]; also the asking level before it was fused."""
+    """Encoder levels [N, c, h, w], the asking one last -> fused map [N, 256, 13, 13]; also the asking level before it
+    was fused."""
 
     def __init__(self, channels: Sequence[int] = CHANNELS, width: int = WIDTH) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class Fuser(nn.Module):
 
 
 class Teacher(nn.Module):
-    """What the fuser is asked while it learns; not shipped. `names` [n, 384]: word vectors of the nouns, of length one."""
+    """What the fuser is asked in training; not shipped. `names` [n, 384]: word vectors of the nouns, of length one."""
 
     def __init__(self, names: torch.Tensor) -> None:
         super().__init__()
@@ -63,7 +66,8 @@ class Teacher(nn.Module):
 
 
 def in_letterbox(box: Sequence[float], width: int, height: int, place: Sequence[float]) -> list[float]:
-    """A box in pixels of the picture -> unit square of the letterbox. `place`: (width, height, x, y) of the picture in it."""
+    """A box in pixels of the picture -> unit square of the letterbox. `place`: (width, height, x, y) of the picture in
+    it."""
     across, down, left, top = place
     x0, y0, x1, y1 = box
     return [left + x0 / width * across, top + y0 / height * down, left + x1 / width * across, top + y1 / height * down]
@@ -77,10 +81,15 @@ def cached(features: Path, scenes: Path) -> Iterator[tuple[int, Mapping[str, Any
             yield int(path.stem) + offset, record, lines[int(path.stem) + offset]
 
 
-def lesson(record: Mapping[str, Any], line: Mapping[str, Any], rows: Mapping[str, int]) -> tuple[torch.Tensor, ...] | None:
-    """Boxes [K, 4] of a scene's things and of the candidates that meet them, noun rows [K], colours [K]; None without any."""
+def lesson(
+    record: Mapping[str, Any], line: Mapping[str, Any], rows: Mapping[str, int]
+) -> tuple[torch.Tensor, ...] | None:
+    """Boxes [K, 4] of a scene's things and of the candidates that meet them, noun rows [K], colours [K]; None without
+    any."""
     boxes, nouns, colours = [], [], []
-    true = torch.tensor([in_letterbox(thing["box"], line["width"], line["height"], record["place"]) for thing in line["objects"]])
+    true = torch.tensor(
+        [in_letterbox(thing["box"], line["width"], line["height"], record["place"]) for thing in line["objects"]]
+    )
     met = iou(record["boxes"].float(), true)
     for index, thing in enumerate(line["objects"]):
         near = [record["boxes"][k].float() for k in (met[:, index] > 0.6).nonzero().flatten().tolist()]
@@ -91,7 +100,9 @@ def lesson(record: Mapping[str, Any], line: Mapping[str, Any], rows: Mapping[str
     return (torch.stack(boxes), torch.tensor(nouns), torch.tensor(colours)) if boxes else None
 
 
-def train(fuser: Fuser, teacher: Teacher, lessons: Sequence[tuple], steps: int, peak: float, seed: int = 0, size: int = 8) -> Iterator[float]:
+def train(
+    fuser: Fuser, teacher: Teacher, lessons: Sequence[tuple], steps: int, peak: float, seed: int = 0, size: int = 8
+) -> Iterator[float]:
     """Yields the loss of each step. `lessons`: (levels, boxes, nouns, colours) of each scene."""
     chance = random.Random(seed)
     learned = [*fuser.parameters(), *teacher.parameters()]
@@ -123,7 +134,12 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m mmchat.train fuser", description=__doc__)
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--scenes", type=Path, required=True)
-    parser.add_argument("--vectors", type=Path, required=True, help="safetensors: `vectors` [n, 384] of the nouns; beside it .json: names")
+    parser.add_argument(
+        "--vectors",
+        type=Path,
+        required=True,
+        help="safetensors: `vectors` [n, 384] of the nouns; beside it .json: names",
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rate", type=float, default=1e-3)

@@ -1,7 +1,9 @@
-"""Train the cut language model on questions about pictures: many short questions behind one shared picture, loss on the answers alone.
+"""Train the cut language model on questions about pictures: many short questions behind one shared picture, loss on the
+answers alone.
 
-Without cached features the picture is made up of words (the form is learned, and the cut model heals); with them picture and region
-vectors are projected into the prompt and the projections learn along. Checkpoints go to OUT/state.pt; --resume goes on from there.
+Without cached features the picture is made up of words (the form is learned, and the cut model heals); with them
+picture and region vectors are projected into the prompt and the projections learn along. Checkpoints go to
+OUT/state.pt; --resume goes on from there.
 
 Axes: B sequences, T tokens, R regions, D language width.
 """
@@ -41,7 +43,8 @@ AVERAGE = 8  # steps between two averagings where several processes train togeth
 
 @dataclass
 class Packed:
-    """A batch. `slots` [B]: number of region vectors; ids stand at 0 under slots. `targets`: -100 where nothing is learned."""
+    """A batch. `slots` [B]: number of region vectors; ids stand at 0 under slots. `targets`: -100 where nothing is
+    learned."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -73,7 +76,8 @@ class Speaker(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def embed(self, packed: Packed, first_region: int, head: int) -> torch.Tensor:
-        """[B, T, D]: words, and behind the first `head` of them the picture's vectors and the regions', each with its token's embedding added."""
+        """[B, T, D]: words, and behind the first `head` of them the picture's vectors and the regions', each with its
+        token's embedding added."""
         table = self.language.get_input_embeddings()
         words = table(packed.ids)
         if packed.picture is None or packed.regions is None:
@@ -108,7 +112,8 @@ class Speaker(nn.Module):
 
 
 class Lessons:
-    """Packs questions into sequences. `names`: what invented pictures are made of; `seen`: pictures with features, or none."""
+    """Packs questions into sequences. `names`: what invented pictures are made of; `seen`: pictures with features, or
+    none."""
 
     def __init__(
         self,
@@ -152,7 +157,7 @@ class Lessons:
         return ids, targets
 
     def sequence(self, group: int | None = None) -> tuple[list[int], list[int], list[int], list[int], Sights | None]:
-        """ids, positions, segments, targets, sights of one packed sequence. `group`: of a picture with so many regions."""
+        """ids, positions, segments, targets, sights of a packed sequence. `group`: how many regions."""
         sights: Sights | None = None
         if group is not None:
             picture, sights = shuffled(*self.chance.choice(self.groups[group]), self.chance)
@@ -213,16 +218,29 @@ def names() -> list[tuple[tuple[str, ...], tuple[str, ...], bool]]:
     return [*(((noun.name, *noun.synonyms), noun.hypernyms, noun.plural) for noun in catalogue()), *labels()]
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    """Learning rate: forty steps of warming up, then a cosine down to a twentieth."""
+def rate(step: int, done: float, peak: float) -> float:
+    """Learning rate: forty steps of warming up, then a cosine down to a twentieth. `done`: share of the run, 0..1."""
     if step < 40:
         return peak * (step + 1) / 40
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def train(model: Speaker, lessons: Lessons, steps: int, size: int, peak: float, out: Path, start: int = 0, held: dict | None = None, every: float = 240.0,
-          device: str = "cpu", still: int = 0) -> Iterator[tuple[int, float]]:  # fmt: skip
-    """Yields (step, loss). Saves OUT/state.pt every `every` seconds and at the end. `still`: so many layers at the bottom stay as they are."""
+def train(
+    model: Speaker,
+    lessons: Lessons,
+    steps: int,
+    size: int,
+    peak: float,
+    out: Path,
+    start: int = 0,
+    held: dict | None = None,
+    every: float = 240.0,
+    device: str = "cpu",
+    still: int = 0,
+    seconds: float = math.inf,
+) -> Iterator[tuple[int, float]]:
+    """Yields (step, loss). Saves OUT/state.pt every `every` seconds and at the end. `still`: so many layers at the
+    bottom stay as they are. Ends after `steps` or `seconds`, whichever is sooner; the rate falls towards that end."""
     model.to(device).train()
     for layer in model.language.model.layers[:still]:
         layer.requires_grad_(False)
@@ -235,10 +253,11 @@ def train(model: Speaker, lessons: Lessons, steps: int, size: int, peak: float, 
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
     if held is not None:
         optimizer.load_state_dict(held)
-    saved = time.time()
+    began = saved = time.time()
     for step in range(start, steps):
+        done = max(step / steps, (time.time() - began) / seconds)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, peak)
+            group["lr"] = rate(step, done, peak)
         packed = lessons.batch(size)
         for name in ("ids", "positions", "segments", "targets", "picture", "regions"):
             value = getattr(packed, name)
@@ -252,12 +271,24 @@ def train(model: Speaker, lessons: Lessons, steps: int, size: int, peak: float, 
         if step % AVERAGE == AVERAGE - 1:
             average(learned)
         yield step, float(loss.detach())
-        if (time.time() - saved > every or step + 1 == steps) and not rank():
+        stop = step + 1 == steps or (step % AVERAGE == AVERAGE - 1 and agreed(done >= 1))
+        if (stop or time.time() - saved > every) and not rank():
             save(
                 out / "state.pt",
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "still": still},
             )
             saved = time.time()
+        if stop:
+            return
+
+
+def agreed(mine: bool) -> bool:
+    """Whether it is time to stop, as the first of those who train together sees it: none may wait for one that left."""
+    if not torch.distributed.is_initialized():
+        return mine
+    said = torch.tensor(float(mine))
+    torch.distributed.broadcast(said, 0)
+    return bool(said)
 
 
 def rank() -> int:
@@ -266,7 +297,8 @@ def rank() -> int:
 
 
 def average(parameters: Sequence[torch.Tensor]) -> None:
-    """The mean over the processes that train together. Between two of these each goes its own way: slow neighbours then hold nobody up at every step."""
+    """The mean over the processes that train together. Between two of these each goes its own way: slow neighbours then
+    hold nobody up at every step."""
     if torch.distributed.is_initialized():
         with torch.no_grad():
             flat = torch.cat([parameter.reshape(-1) for parameter in parameters])
@@ -327,10 +359,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--features", type=Path, help="cached features of composed scenes (the features step)")
     parser.add_argument("--scenes", type=Path, help="the scenes of these features")
     parser.add_argument("--fuser", type=Path, help="the fuser step's safetensors")
-    parser.add_argument("--labels", type=Path, help="safetensors: word vectors `things` [80, 384] and `classes` [1000, 384]")
+    parser.add_argument(
+        "--labels", type=Path, help="safetensors: word vectors `things` [80, 384] and `classes` [1000, 384]"
+    )
     parser.add_argument("--layers", default="0,1,2,3,4,27,28,29")
     parser.add_argument("--vocabulary", type=int, default=10240)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long even if steps are left")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=384)
     parser.add_argument("--rate", type=float, default=6e-4)
@@ -369,6 +404,7 @@ def main(arguments: list[str]) -> None:
         held,
         device=given.device,
         still=given.still,
+        seconds=60 * given.minutes,
     ):
         window.append(loss)
         if step % 10 == 9 and not rank():

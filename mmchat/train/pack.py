@@ -1,4 +1,5 @@
-"""Everything that was trained or converted into one checkpoint folder: config.json, fp16 shards with an index, tokenizers, tables."""
+"""Everything that was trained or converted into one checkpoint folder: config.json, fp16 shards with an index,
+tokenizers, tables."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ SHARD, WHOLE = 45_000_000, 150_000_000  # bytes: what a repository takes without
 
 
 def gather(language: Path, eyes: Path | None) -> dict[str, torch.Tensor]:
-    """All parameters under the family's names: `language.` + the Llama's own, the projections, and the eyes' as they are named there."""
+    """All parameters under the family's names: `language.` + the Llama's own, the projections, and the eyes' as they
+    are named there."""
     state = {f"language.{name}": tensor for name, tensor in load_file(language / "model.safetensors").items()}
     parts = [language / "projections.safetensors", *(sorted(eyes.glob("*.safetensors")) if eyes else ())]
     for part in parts:
@@ -47,10 +49,12 @@ def shards(state: Mapping[str, torch.Tensor], most: int = SHARD) -> list[dict[st
 
 
 def write(state: Mapping[str, torch.Tensor], out: Path, most: int = SHARD, whole: int = WHOLE) -> dict[str, str]:
-    """Shards and index into `out`; earlier shards go. Returns name -> file. ValueError when all is larger than `whole`."""
+    """Shards and index into `out`; old shards go. Returns name -> file. ValueError if all is larger than `whole`."""
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if total > whole:
-        raise ValueError(f"the weights take {total} bytes, more than the {whole} that may be shipped: leave something out")
+        raise ValueError(
+            f"the weights take {total} bytes, more than the {whole} that may be shipped: leave something out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("model-*.safetensors"):
         old.unlink()
@@ -66,11 +70,20 @@ def write(state: Mapping[str, torch.Tensor], out: Path, most: int = SHARD, whole
 
 
 def configuration(language: Mapping[str, Any], eyes: Mapping[str, Any], sources: Iterable[Path]) -> dict[str, Any]:
-    """config.json: the Llama's own fields on top, what the eyes say of themselves under `eyes`, fingerprints of the sources."""
+    """config.json: the Llama's own fields on top, what the eyes say of themselves under `eyes`, fingerprints of the
+    sources."""
     prints = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sources}
     own = {"architectures": ["PocketForGrounding"], "model_type": "pocket", "torch_dtype": "float16"}
-    return {**language, **own, "picture_side": 416, "picture_tokens": 36, "fused_width": 256, "word_width": 384,
-            "eyes": dict(eyes), "sources": prints}  # fmt: skip
+    return {
+        **language,
+        **own,
+        "picture_side": 416,
+        "picture_tokens": 36,
+        "fused_width": 256,
+        "word_width": 384,
+        "eyes": dict(eyes),
+        "sources": prints,
+    }
 
 
 def main(arguments: list[str]) -> None:

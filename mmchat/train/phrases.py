@@ -17,7 +17,8 @@ ARTICLES = (
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing in a scene. `box`: pixels x0, y0, x1, y1 of what is visible; `colour`: a word of COLOURS, or None when no colour leads."""
+    """A thing in a scene. `box`: pixels x0, y0, x1, y1 of what is visible; `colour`: a word of COLOURS, or None when no
+    colour leads."""
 
     noun: Noun
     box: tuple[int, int, int, int]
@@ -72,7 +73,8 @@ def phrases(
 
 
 def _thinned(said: list[Phrase], chance: random.Random) -> list[Phrase]:
-    """At most a dozen of each level, in the order they were made: sides are cheap to say and would crowd the others out."""
+    """At most a dozen of each level, in the order they were made: sides are cheap to say and would crowd the others
+    out."""
     kept: set[int] = set()
     for level in sorted({phrase.level for phrase in said}):
         here = [index for index, phrase in enumerate(said) if phrase.level == level]
@@ -172,6 +174,7 @@ def _sides(word, holders, things, size, chance, add) -> None:  # noqa: ANN001 - 
         add(f"{word} in the {chance.choice(('middle', 'centre', 'center'))}", "position", middle[0], word)
 
 
+_SPOTS = ("on the left", "on the right", "in the middle", "at the top", "at the bottom")
 _RELATIONS = {
     "left": ("left of", "to the left of", "on the left of"),
     "right": ("right of", "to the right of", "on the right of"),
@@ -236,19 +239,10 @@ def _absent(things, named, nouns, chance, add) -> None:  # noqa: ANN001 - inner 
         if kind < 0.12 and word.split()[0] not in COLOURS:
             add(f"{chance.choice(COLOURS)} {word}", "absent", None, word)
         elif kind < 0.22:
-            add(
-                f"{word} {chance.choice(('on the left', 'on the right', 'in the middle', 'at the top', 'at the bottom'))}",
-                "absent",
-                None,
-                word,
-            )
+            add(f"{word} {chance.choice(_SPOTS)}", "absent", None, word)
         elif kind < 0.3 and named:
-            add(
-                f"{word} {chance.choice(_RELATIONS[chance.choice(sorted(_RELATIONS))])} the {chance.choice(sorted(named))}",
-                "absent",
-                None,
-                word,
-            )
+            relation = chance.choice(chance.choice(sorted(_RELATIONS.values())))
+            add(f"{word} {relation} the {chance.choice(sorted(named))}", "absent", None, word)
         else:
             add(word, "absent", None, word)
         wanted -= 1
@@ -265,8 +259,15 @@ def _absent(things, named, nouns, chance, add) -> None:  # noqa: ANN001 - inner 
         add(f"{other} {word}", "absent attribute", None, word)
 
 
-_CLOSE = ({"red", "orange", "pink", "purple", "brown"}, {"orange", "yellow", "brown"}, {"white", "grey", "pink"}, {"black", "grey", "brown"}, {"blue", "purple", "grey"},
-          {"green", "yellow", "blue"}, {"brown", "green", "grey"})  # fmt: skip
+_CLOSE = (
+    {"red", "orange", "pink", "purple", "brown"},
+    {"orange", "yellow", "brown"},
+    {"white", "grey", "pink"},
+    {"black", "grey", "brown"},
+    {"blue", "purple", "grey"},
+    {"green", "yellow", "blue"},
+    {"brown", "green", "grey"},
+)
 
 
 def alike(one: str, other: str) -> bool:

@@ -1,4 +1,5 @@
-"""Composed scenes as the language model's lessons need them: what is there and at which candidate, beside what the eyes gave for it."""
+"""Composed scenes as the language model's lessons need them: what is there and at which candidate, beside what the eyes
+gave for it."""
 
 from __future__ import annotations
 
@@ -30,14 +31,17 @@ class Sights:
     regions: torch.Tensor
 
 
-def word_vectors(things: torch.Tensor, classes: torch.Tensor, labels: Mapping[str, torch.Tensor], most: int = 10) -> torch.Tensor:
-    """Detector scores [R, 80] and class probabilities [R, 1000] -> [R, 384]: label vectors weighed by them, the `most` best classes only."""
+def word_vectors(
+    things: torch.Tensor, classes: torch.Tensor, labels: Mapping[str, torch.Tensor], most: int = 10
+) -> torch.Tensor:
+    """Detector scores [R, 80] and class probabilities [R, 1000] -> [R, 384]: label vectors weighed by them, the `most`
+    best classes only."""
     best = classes.topk(most, dim=-1)
     return things @ labels["things"] + (best.values[..., None] * labels["classes"][best.indices]).sum(1)
 
 
 def picture_of(record: Mapping[str, Any], line: Mapping[str, Any]) -> Picture:
-    """Each thing at the candidate that meets it best, or with its box where none does; the scene's phrases with them."""
+    """Each thing at the candidate that meets it best, or with its box where none does; with the scene's phrases."""
     boxes = record["boxes"].float()
     items: list[Item] = []
     used: set[int] = set()
@@ -64,7 +68,9 @@ def sights_of(record: Mapping[str, Any], fuser: Fuser, labels: Mapping[str, torc
     _, fused = fuser([level[None].float() for level in record["levels"]])
     pooled = F.adaptive_avg_pool2d(fused, SIDE).flatten(2)[0].T
     regions = roi_align(fused, record["boxes"].float(), size=3).mean((2, 3))
-    return Sights(pooled, torch.cat([regions, word_vectors(record["det"].float(), record["cls"].float(), labels)], dim=-1))
+    return Sights(
+        pooled, torch.cat([regions, word_vectors(record["det"].float(), record["cls"].float(), labels)], dim=-1)
+    )
 
 
 def load_pictures(features: Path, scenes: Path, weights: Path, labels: Path) -> list[tuple[Picture, Sights]]:

@@ -1,4 +1,5 @@
-"""Questions about a picture with their clues and answers: what the language model learns to say. Pure Python, everything from one generator."""
+"""Questions about a picture with their clues and answers: what the language model learns to say. Pure Python,
+everything from one generator."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 from mmchat.train.clues import Clue, Seen, token
 from mmchat.train.words import COLOURS, NUMBERS, catalogue, plural_of, with_article
@@ -13,13 +16,30 @@ from mmchat.train.words import COLOURS, NUMBERS, catalogue, plural_of, with_arti
 _PLURALS = frozenset(noun.name for noun in catalogue() if noun.plural)
 _MASS = frozenset(("furniture", "clothing", "food", "electronics", "sports equipment", "money", "grass"))
 
-BRIEF = ("Answer in one word.", "Answer in one word.", "One word only.", "Answer with one word.", "In one word.", "Short answer.", "Answer briefly.",
-         "Answer with a single word or phrase.", "Just the answer, please.", "Give a short answer.")  # fmt: skip
+
+@cache
+def _table() -> dict[str, tuple[str, ...]]:
+    """wordings.txt: its sections with their lines."""
+    out: dict[str, list[str]] = {}
+    for line in Path(__file__).with_name("wordings.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            here = out.setdefault(line[1:-1], [])
+        elif line and not line.startswith("#"):
+            here.append(line)
+    return {name: tuple(lines) for name, lines in out.items()}
+
+
+def _wordings(name: str) -> tuple[str, ...]:
+    return _table()[name]
+
+
+BRIEF = _wordings("brief")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A thing in a picture, as a question may ask for it. `seen`: what a clue says of it; `kinds`: wider words; `plural`: takes no "a"."""
+    """A thing in a picture, as a question may ask for it. `seen`: what a clue says of it; `kinds`: wider words;
+    `plural`: takes no "a"."""
 
     seen: Seen
     kinds: tuple[str, ...] = ()
@@ -32,7 +52,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Picture:
-    """`items`: what is there, `scene`: words for the whole, `absent`: nouns that are not there, `phrases`: (phrase, item or None)."""
+    """`items`: what is there, `scene`: words for the whole, `absent`: nouns that are not there, `phrases`: (phrase,
+    item or None)."""
 
     items: tuple[Item, ...]
     scene: tuple[str, ...] = ()
@@ -42,7 +63,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Said:
-    """One question and answer. `question` may hold region tokens; `clue` is what the eyes tell; `kind` names the template."""
+    """One question and answer. `question` may hold region tokens; `clue` is what the eyes tell; `kind` names the
+    template."""
 
     question: str
     clue: Clue
@@ -63,7 +85,8 @@ def grounded(phrase: str, *things: Seen) -> str:
 
 
 _TAIL = re.compile(
-    r" (?:of|on|in|at|to|with|next|left|right|behind|above|below|under|beneath|near|close|beside|over|from|made|that|holding|wearing|\w+ing)\b.*"
+    r" (?:of|on|in|at|to|with|next|left|right|behind|above|below|under|beneath|near|close|beside|over|from|made|that"
+    r"|holding|wearing|\w+ing)\b.*"
 )
 
 
@@ -72,7 +95,13 @@ def article(phrase: str, plural: bool = False) -> str:
     if phrase.split(" ")[0] in ("the", "a", "an", "some", "any"):
         return phrase
     head = _TAIL.sub("", phrase)
-    several = plural or head in _PLURALS or head in _MASS or bool(re.search(r"[^suia]s$", head)) or head.endswith(("shoes", "glasses"))
+    several = (
+        plural
+        or head in _PLURALS
+        or head in _MASS
+        or bool(re.search(r"[^suia]s$", head))
+        or head.endswith(("shoes", "glasses"))
+    )
     return with_article(phrase, several)
 
 
@@ -87,7 +116,7 @@ def ask(picture: Picture, chance: random.Random) -> Said:
 
 
 def loosely(question: str, chance: random.Random) -> str:
-    """As people type: now and then without the capital, the question mark, with a please or spelled the American way."""
+    """As people type: at times without the capital, the question mark, with a please or spelled the American way."""
     if chance.random() < 0.2:
         question = question.rstrip("?.")
     if chance.random() < 0.25:
@@ -104,11 +133,8 @@ def _brief(question: str, chance: random.Random) -> str:
     return f"{question} {chance.choice(BRIEF)}"
 
 
-_FIND = ("Where is {0}?", "Where is {0}?", "Find {0}.", "Find {0}.", "Locate {0}.", "Show me {0}.", "Point to {0}.", "Point out {0}.", "Can you find {0}?", "Mark {0}.",
-         "Where can I see {0}?", "I am looking for {0}.", "Which one is {0}?", "Highlight {0}.", "Where do you see {0}?", "Box {0}.", "{0}", "{0}", "Look for {0}.", "Select {0}.")  # fmt: skip
-_EXTRA = ("in the dark coat", "with the long tail", "sitting on the ground", "standing at the side", "with a hat", "made of wood", "lying down", "in the background",
-          "in front", "that is open", "with white spots", "holding something", "on the shelf", "hanging from above", "next to the window", "with two handles",
-          "wearing glasses", "on the small table", "near the door", "closest to the camera", "at the back", "facing left", "of glass", "in the sun")  # fmt: skip
+_FIND = _wordings("find")
+_EXTRA = _wordings("extra")
 
 
 def phrase_for(picture: Picture, chance: random.Random) -> tuple[str, int | None]:
@@ -128,7 +154,7 @@ def phrase_for(picture: Picture, chance: random.Random) -> tuple[str, int | None
         word = f"{word} {chance.choice(_EXTRA)}"
     elif roll < 0.7 and len(picture.items) > 1:
         other = chance.choice([one for one in picture.items if one is not item])
-        word = f"{word} {chance.choice(('next to', 'left of', 'right of', 'behind', 'in front of', 'above', 'below', 'on', 'near'))} the {other.name}"
+        word = f"{word} {chance.choice(_wordings('relations'))} the {other.name}"
     return word, index
 
 
@@ -200,8 +226,22 @@ def _find_all(picture: Picture, chance: random.Random) -> Said | None:
         return None
     word, items = chance.choice(many)
     several = plural_of(word)
-    question = chance.choice(("Find all {0}.", "Where are the {0}?", "Show me the {0}.", "Find the {0}.", "Point to every {1}.", "Find every {1}.", "Mark all the {0}.",
-                              "Locate all {0}.", "the {0}", "all {0}", "Where are {0}?", "Find {0}."))  # fmt: skip
+    question = chance.choice(
+        (
+            "Find all {0}.",
+            "Where are the {0}?",
+            "Show me the {0}.",
+            "Find the {0}.",
+            "Point to every {1}.",
+            "Find every {1}.",
+            "Mark all the {0}.",
+            "Locate all {0}.",
+            "the {0}",
+            "all {0}",
+            "Where are {0}?",
+            "Find {0}.",
+        )
+    )
     seen = tuple(item.seen for item in items)
     return Said(
         loosely(question.format(several, word), chance),
@@ -215,8 +255,7 @@ def _number(count: int) -> str:
     return NUMBERS[count] if count < len(NUMBERS) else str(count)
 
 
-_HOW_MANY = ("How many {0} are there?", "How many {0} are there?", "How many {0} do you see?", "How many {0} are in the picture?", "Count the {0}.", "What is the number of {0}?",
-             "How many {0} can you see here?", "How many {0}?", "How many {0} are there in this image?")  # fmt: skip
+_HOW_MANY = _wordings("how many")
 
 
 def _count(picture: Picture, chance: random.Random) -> Said | None:
@@ -245,8 +284,7 @@ def _count_none(picture: Picture, chance: random.Random) -> Said | None:
     return Said(question, clue, f"I do not see any {several}.", "")
 
 
-_NAME = ("What is {0}?", "What is {0}?", "What is {0}?", "What is in {0}?", "Name {0}.", "What do you see in {0}?", "What is this {0}?", "Tell me what {0} is.", "What object is {0}?",
-         "What is shown in {0}?", "Identify {0}.", "What kind of thing is {0}?", "{0}", "What would you call {0}?")  # fmt: skip
+_NAME = _wordings("name")
 
 
 def _name(picture: Picture, chance: random.Random) -> Said | None:
@@ -288,9 +326,7 @@ def _tell(picture: Picture, chance: random.Random) -> Said | None:
     return Said(loosely(question.format(token(item.seen)), chance), Clue(about=(item.seen,)), answer, "")
 
 
-_DESCRIBE = ("Describe the picture.", "Describe the image.", "What do you see?", "What is in this picture?", "What can you see?", "Describe this picture with places.",
-             "What is happening here?", "Tell me about this image.", "Describe the image and say where things are.", "Describe what you see, with places.", "What is there?",
-             "Give me a description.", "Describe the scene.", "What does the picture show?", "Caption this image.", "Describe with places.", "List what you see.")  # fmt: skip
+_DESCRIBE = _wordings("describe")
 
 
 def _describe(picture: Picture, chance: random.Random) -> Said | None:
@@ -310,8 +346,7 @@ def _describe(picture: Picture, chance: random.Random) -> Said | None:
     )
 
 
-_COLOUR = ("What colour is the {0}?", "What colour is the {0}?", "What colour is the {0}?", "What is the colour of the {0}?", "Which colour does the {0} have?", "Tell me the colour of the {0}.",
-           "What colour are the {0}?")  # fmt: skip
+_COLOUR = _wordings("colour")
 
 
 def _colour(picture: Picture, chance: random.Random) -> Said | None:
@@ -352,15 +387,7 @@ def _colour_absent(picture: Picture, chance: random.Random) -> Said | None:
     return Said(loosely(chance.choice(_COLOUR[:-1]).format(word), chance), Clue(word, True), _missing(word), "")
 
 
-_IS_THERE = (
-    "Is there {0}?",
-    "Is there {0} in the picture?",
-    "Do you see {0}?",
-    "Can you see {0}?",
-    "Is {0} in this image?",
-    "Does the picture show {0}?",
-    "Is there {0} here?",
-)
+_IS_THERE = _wordings("is there")
 
 
 def _is_there(picture: Picture, chance: random.Random) -> Said | None:
@@ -437,7 +464,7 @@ def _place_of(picture: Picture, chance: random.Random) -> Said | None:
         spot = where(item.seen.place)
     else:
         other = chance.choice([one for one in picture.items if one is not item])
-        spot = f"{chance.choice(('next to', 'left of', 'right of', 'behind', 'in front of', 'above', 'below', 'on', 'under'))} the {other.name}"
+        spot = f"{chance.choice(_wordings('relations'))} the {other.name}"
     question = chance.choice(
         ("What is {0}?", "What do you see {0}?", "What stands {0}?", "Which thing is {0}?", "What can be seen {0}?")
     ).format(spot)
@@ -450,10 +477,8 @@ def _place_of(picture: Picture, chance: random.Random) -> Said | None:
     )
 
 
-SCENES = ("kitchen", "bedroom", "living room", "bathroom", "office", "beach", "street", "forest", "garden", "park", "restaurant", "mountain", "lake", "city", "desert", "field",
-          "seaside", "library", "shop", "station", "stadium", "palace", "church", "harbour", "market", "classroom", "hall", "valley", "river", "farm", "airport", "zoo")  # fmt: skip
-_WHOLE = ("What place is this?", "Which room is this?", "Where was this taken?", "What kind of place is this?", "Which place is it?", "What room is shown?", "What is this place?",
-          "Where are we?", "What sort of scene is this?", "What is this a picture of?", "What setting is this?", "What is the season?", "Which sport is this?", "What is this?")  # fmt: skip
+SCENES = _wordings("scenes")
+_WHOLE = _wordings("whole")
 
 
 def _whole(picture: Picture, chance: random.Random) -> Said | None:
@@ -494,8 +519,7 @@ def _which_kind(picture: Picture, chance: random.Random) -> Said | None:
     return Said(question, clue, f"This is {grounded(article(item.name, item.plural), item.seen)}.", "")
 
 
-_BEYOND = ("What is the {0} doing?", "Why is the {0} here?", "How old is the {0}?", "What is the {0} thinking?", "Who made the {0}?", "How heavy is the {0}?", "What is the {0} used for?",
-           "Is the {0} happy?", "How much does the {0} cost?", "When was the {0} made?", "Who owns the {0}?", "What brand is the {0}?")  # fmt: skip
+_BEYOND = _wordings("beyond")
 
 
 def _beyond(picture: Picture, chance: random.Random) -> Said | None:
@@ -512,18 +536,7 @@ def _beyond(picture: Picture, chance: random.Random) -> Said | None:
     )
 
 
-_TALK = (
-    (("Hello", "Hi", "Hi there", "Good morning", "Hello!", "Hey"), "Hello! Ask me what is in the picture, or where something is."),
-    (("Who are you?", "What are you?", "What is your name?", "Tell me about yourself."), "I am pocket, a small model that looks at one picture and points at what it names."),
-    (("What can you do?", "How can you help me?", "Help", "What should I ask?", "How does this work?"),
-     "I can describe the picture, find things, count them, name a region you draw, and tell you what I do not see."),
-    (("Thanks", "Thank you", "Thank you!", "Great, thanks.", "Well done", "Nice"), "You are welcome."),
-    (("Bye", "Goodbye", "See you"), "Goodbye!"),
-    (("Are you sure?", "Is that right?", "Really?"), "Not always: I am a small model and I can be wrong. Look at the box I drew."),
-    (("Can you read text?", "What does the text say?", "Read the sign."), "I cannot read text in pictures."),
-    (("Who is this person?", "Who is he?", "What is her name?"), "I cannot tell who people are."),
-    (("What is the capital of France?", "Tell me a joke.", "What is 2 plus 2?", "Write a poem.", "What day is it?"), "I can only talk about the picture."),
-)  # fmt: skip
+_TALK = tuple((said, name.removeprefix("talk: ")) for name, said in _table().items() if name.startswith("talk: "))
 
 
 def _talk(picture: Picture, chance: random.Random) -> Said:
@@ -533,10 +546,26 @@ def _talk(picture: Picture, chance: random.Random) -> Said:
 
 
 _KINDS: dict[str, tuple[Callable[[Picture, random.Random], Said | None], float]] = {
-    "find": (_find, 20), "absent": (_find_absent, 14), "all": (_find_all, 8), "count": (_count, 7), "count none": (_count_none, 2), "name": (_name, 14), "tell": (_tell, 3),
-    "describe": (_describe, 10), "colour": (_colour, 6), "colour region": (_colour_region, 2), "colour absent": (_colour_absent, 1), "there": (_is_there, 5),
-    "not there": (_is_not_there, 4), "is it": (_is_it, 6), "place": (_place_of, 5), "whole": (_whole, 5), "which": (_which_kind, 4), "beyond": (_beyond, 2), "talk": (_talk, 3),
-}  # fmt: skip
+    "find": (_find, 20),
+    "absent": (_find_absent, 14),
+    "all": (_find_all, 8),
+    "count": (_count, 7),
+    "count none": (_count_none, 2),
+    "name": (_name, 14),
+    "tell": (_tell, 3),
+    "describe": (_describe, 10),
+    "colour": (_colour, 6),
+    "colour region": (_colour_region, 2),
+    "colour absent": (_colour_absent, 1),
+    "there": (_is_there, 5),
+    "not there": (_is_not_there, 4),
+    "is it": (_is_it, 6),
+    "place": (_place_of, 5),
+    "whole": (_whole, 5),
+    "which": (_which_kind, 4),
+    "beyond": (_beyond, 2),
+    "talk": (_talk, 3),
+}
 
 
 def follow(first: Said, picture: Picture, chance: random.Random) -> Said | None:
@@ -570,7 +599,8 @@ def follow(first: Said, picture: Picture, chance: random.Random) -> Said | None:
 def invented(
     chance: random.Random, names: Sequence[tuple[tuple[str, ...], tuple[str, ...], bool]], places: Sequence[str] = ()
 ) -> Picture:
-    """A picture made up of words alone, for teaching the form before any picture was seen. `names`: (words, kinds, plural) to draw from."""
+    """A picture made up of words alone, for teaching the form before any picture was seen. `names`: (words, kinds,
+    plural) to draw from."""
     spots = ("left", "right", "middle", "top", "bottom", "top left", "top right", "bottom left", "bottom right")
     count = chance.choices((1, 2, 3, 4, 5, 6), (2, 4, 5, 4, 3, 2))[0]
     indices = chance.sample(range(0, 28), count)

@@ -1,4 +1,5 @@
-"""The catalogue of cut-outs: what each is called, what else a person may say for it, and where its pictures are. Pure Python.
+"""The catalogue of cut-outs: what each is called, what else a person may say for it, and where its pictures are. Pure
+Python.
 
 `nouns.txt` holds the hand-checked table; its first lines say how to read it.
 """
@@ -14,17 +15,40 @@ TABLE = Path(__file__).with_name("nouns.txt")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _IRREGULAR = {
-    "mouse": "mice", "goose": "geese", "sheep": "sheep", "fish": "fish", "deer": "deer", "moose": "moose", "man": "men", "woman": "women",
-    "child": "children", "person": "people", "knife": "knives", "leaf": "leaves", "shrimp": "shrimp", "squid": "squid", "tooth": "teeth",
-    "die": "dice", "bison": "bison", "loaf": "loaves", "wolf": "wolves", "foot": "feet", "calf": "calves", "scarf": "scarves", "lady": "ladies",
-}  # fmt: skip
+    "mouse": "mice",
+    "goose": "geese",
+    "sheep": "sheep",
+    "fish": "fish",
+    "deer": "deer",
+    "moose": "moose",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "person": "people",
+    "knife": "knives",
+    "leaf": "leaves",
+    "shrimp": "shrimp",
+    "squid": "squid",
+    "tooth": "teeth",
+    "die": "dice",
+    "bison": "bison",
+    "loaf": "loaves",
+    "wolf": "wolves",
+    "foot": "feet",
+    "calf": "calves",
+    "scarf": "scarves",
+    "lady": "ladies",
+}
 
-_SAME = frozenset(("furniture", "clothing", "food", "electronics", "sports equipment", "rice", "bread", "money", "cattle"))
+_SAME = frozenset(
+    ("furniture", "clothing", "food", "electronics", "sports equipment", "rice", "bread", "money", "cattle")
+)
 
 
 @dataclass(frozen=True)
 class Noun:
-    """One line of the catalogue. `hypernyms`: widest everyday word first. `plural`: takes no "a" ("scissors", "broccoli").
+    """One line of the catalogue. `hypernyms`: widest everyday word first. `plural`: takes no "a" ("scissors",
+    "broccoli").
 
     `sources` are emoji names, "e:" and a code point, or "t:" and a stamp's file name.
     """
@@ -102,7 +126,8 @@ def plural_of(word: str) -> str:
 
 @cache
 def labels() -> tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...]:
-    """(words, kinds, plural) of what detector and classifier can say: coco.txt and imagenet.txt, `noun ~ other names | wider words`."""
+    """(words, kinds, plural) of what detector and classifier can say: coco.txt and imagenet.txt, `noun ~ other names |
+    wider words`."""
     out = []
     for file in ("coco.txt", "imagenet.txt"):
         path = TABLE.with_name(file)
@@ -112,7 +137,13 @@ def labels() -> tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...]:
                 front, _, wider = line.partition("|")
                 name, _, others = front.partition("~")
                 words = (name.strip(), *_listed(others, ","))
-                out.append((words, _listed(wider, ",") or ("object",), words[0].endswith("s") and not re.search("(ss|us|is|os|as)$", words[0])))
+                out.append(
+                    (
+                        words,
+                        _listed(wider, ",") or ("object",),
+                        words[0].endswith("s") and not re.search("(ss|us|is|os|as)$", words[0]),
+                    )
+                )
     return tuple(out)
 
 
