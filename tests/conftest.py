@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dwarfs
-import numpy as np
-import pytest
-from PIL import Image
+# Libraries read these when they are imported: gradio's own client, too, asks a hub for things unless told not to.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
 
-from mmchat import family
+import dwarfs  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from mmchat import family  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The drawing surface: a picture, the regions a user drew on it, and what they are in Python.
 
-The browser's half is assets/picture.js (bringing a picture in) and assets/canvas.js (drawing). What comes from there is
-a client's word: `regions_of` checks types, numbers, count and bounds again.
+The browser's half is in assets/: picture.js brings a picture in, pointing.js listens to mouse, finger and keys,
+canvas.js draws. What comes from there is a client's word: `regions_of` checks types, numbers, count and bounds again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mmchat.geometry import Region, open_image, region
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 MOST_REGIONS = 32
+SCRIPTS = ("parts.js", "picture.js", "pointing.js", "canvas.js")  # one scope, in this order
 VIEW_SIDE = 2048  # pixels of the longer side of the copy that the browser shows
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
@@ -58,9 +59,7 @@ def typed_html(model: type[GradioModel], scripts: tuple[str, ...], **kwargs: Any
 
 def picture_canvas(**kwargs: Any) -> gr.HTML:
     """The drawing surface. Its value is a `Surface` or None; nothing in it is checked yet but its files' origin."""
-    return typed_html(
-        Surface, ("picture.js", "canvas.js"), html_template='<div class="mm-canvas"></div>', most=MOST_REGIONS, **kwargs
-    )
+    return typed_html(Surface, SCRIPTS, html_template='<div class="mm-canvas"></div>', most=MOST_REGIONS, **kwargs)
 
 
 def surface_of(path: str | Path, cache: str, name: str | None = None) -> Surface:
