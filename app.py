@@ -36,14 +36,15 @@ def main() -> int:
 
 
 def serve(options: argparse.Namespace) -> int:
-    # Here and not above, so that --help answers at once.
-    from mmchat import commands, doctor, translate
-    from mmchat.ui import page
-
     if options.engine == "remote":
         raise ValueError("There is no remote engine in this version: choose --engine local or replay.")
+    from mmchat import commands
+
     name = commands.REPLAY if options.engine == "replay" else options.model
     with commands.opened(name, options.precision) as (desk, name):
+        # Here and not above, so that --help and a wrong name are answered at once: these take seconds to import.
+        from mmchat import doctor, translate
+        from mmchat.ui import page
 
         def open_model(name: str, precision: str) -> None:
             desk.open(commands.engine(name, precision))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -451,3 +454,53 @@ def test_the_operator_is_found_in_a_bare_clone() -> None:
     code = "import mmchat, msda; print(msda.__file__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0 and Path(done.stdout.strip()).parent.name == "msda", done.stderr
+
+
+# app.py
+
+
+def app(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    given = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+    command = [sys.executable, "app.py", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=given, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def test_app_says_where_the_page_is_and_how_long_it_took_and_the_page_answers() -> None:
+    port = free_port()
+    running = app("--engine", "replay", "--port", str(port))
+    try:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        found = re.fullmatch(r"mmchat: (http://\S+) is ready after \d+\.\d s .*\n", line)
+        assert found and str(port) in found[1], line
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as page:
+            assert page.status == 200 and b"mmchat" in page.read()
+    finally:
+        running.terminate()
+        running.communicate(timeout=30)
+
+
+def test_app_listens_on_this_machine_alone_unless_it_is_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    import app as program
+
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    monkeypatch.delenv("MMCHAT_HOST", raising=False)
+    alone = program.flags().parse_args([])
+    monkeypatch.setenv("SPACE_ID", "someone/mmchat")
+    assert (alone.host, program.flags().parse_args([]).host, alone.port) == ("127.0.0.1", "0.0.0.0", 7860)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--engine", "remote"), "choose"), (("--model", "nobody"), "choose one of"), (("--port", "x"), "invalid int")],
+)
+def test_app_ends_with_2_and_says_why(arguments: tuple[str, ...], words: str) -> None:
+    running = app(*arguments)
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, out) == (2, "") and words in err and "Traceback" not in err
