@@ -76,13 +76,13 @@ class Viewed:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a phrase means: `logits` [R] (the user's regions: very low) and `none` of them.
+    """What a phrase means: `logits` [R] (of the user's regions: very low).
 
-    `present`: calibrated probability that it is there. `best`: the likeliest candidate. `match` [R]: untrained likeness of each candidate to the phrase's noun, about 0..1.
+    `present`: calibrated probability that it is there; `best`: the likeliest candidate; `match` [R]: untrained likeness
+    of each candidate to the phrase's noun, about 0..1.
     """
 
     logits: torch.Tensor
-    none: float
     present: float
     best: int
     match: torch.Tensor
@@ -120,7 +120,7 @@ class Eyes(nn.Module):
         self.text = PhraseEncoder(sizes["text"], sizes["vocabulary_letters"])
         words = sizes["text"]["hidden_size"]
         self.lexicon = Lexicon(sizes["names"], sizes["entries"], sizes["letters"], words)
-        self.chooser = chooser.Chooser()
+        self.choosers = chooser.Choosers(sizes.get("choosers", 3))
         # Margin at which a phrase is as likely there as not, and how fast that changes; set on photographs
         # without the phrase.
         self.register_buffer("calibration", torch.tensor([0.0, 1.0]))
@@ -197,15 +197,14 @@ class Eyes(nn.Module):
         facts, drawn = viewed.facts, viewed.drawn
         own = chooser.Facts(facts.boxes[drawn:], facts.things[drawn:], facts.classes[drawn:], facts.colours[drawn:])
         rows, prior = chooser.features(own, phrase, like)
-        weight = next(self.chooser.parameters())
-        mask = torch.ones(1, len(prior), dtype=torch.bool, device=weight.device)
-        logits = self.chooser(rows[None].to(weight), prior[None].to(weight), mask)[0].float()
-        margin = float(logits[:-1].logsumexp(0) - logits[-1])
+        weight = next(self.choosers.parameters())
+        logits, certain = self.choosers(rows.to(weight), prior.to(weight))
+        margin = float(certain)
         start, slope = self.calibration.float().tolist()
         present = 1 / (1 + math.exp(-max(-30.0, min(30.0, (margin - start) * slope))))
-        padded = torch.cat((logits.new_full((drawn,), -1e4), logits[:-1]))
+        padded = torch.cat((logits.new_full((drawn,), -1e4), logits))
         match = torch.cat((rows.new_zeros(drawn), rows[:, 6]))
-        return Choice(padded, float(logits[-1]), present, int(padded.argmax()), match)
+        return Choice(padded, present, int(padded.argmax()), match)
 
     def names(self, viewed: Viewed, index: int, most: int = 5) -> tuple[tuple[str, float], ...]:
         """What a person may call a candidate: short everyday nouns, the likeliest first, with shares that sum to
