@@ -389,7 +389,7 @@ def main(arguments: list[str]) -> None:
         model.load_state_dict(torch.load(given.warm, weights_only=True)["model"])
     seen: list[tuple[Picture, Sights]] = []
     if given.features:
-        seen = load_pictures(given.features, given.scenes, given.fuser, given.labels)
+        seen = load_pictures(given.features, given.scenes, given.fuser, given.labels, given.out / "sights.pt")
     lessons = Lessons(tokenizer, given.length, names(), seen, seed=given.seed + start + 7919 * rank())
     (given.out).mkdir(parents=True, exist_ok=True)
     began, window = time.time(), []

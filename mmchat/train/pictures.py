@@ -73,13 +73,25 @@ def sights_of(record: Mapping[str, Any], fuser: Fuser, labels: Mapping[str, torc
     )
 
 
-def load_pictures(features: Path, scenes: Path, weights: Path, labels: Path) -> list[tuple[Picture, Sights]]:
-    """Every cached scene, seen through the trained fuser. ValueError when there is none."""
+@torch.no_grad()
+def load_pictures(
+    features: Path, scenes: Path, weights: Path, labels: Path, kept: Path
+) -> list[tuple[Picture, Sights]]:
+    """Every cached scene, seen through the trained fuser; `kept` holds them for the next time. ValueError if none."""
     fuser = Fuser()
     fuser.load_state_dict({name.removeprefix("fuser."): tensor.float() for name, tensor in load_file(weights).items()})
     fuser.eval()
     table = {name: tensor.float() for name, tensor in load_file(labels).items()}
-    out = [(picture_of(record, line), sights_of(record, fuser, table)) for _, record, line in cached(features, scenes)]
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = torch.load(kept, weights_only=True) if kept.exists() else {}
+    before = len(known)
+    out: list[tuple[Picture, Sights]] = []
+    for number, record, line in cached(features, scenes):
+        if number not in known:
+            seen = sights_of(record, fuser, table)
+            known[number] = (seen.picture.half(), seen.regions.half())
+        out.append((picture_of(record, line), Sights(*(part.float() for part in known[number]))))
     if not out:
         raise ValueError(f"no cached features in {features}: run the features step first")
+    if len(known) > before:
+        torch.save(known, kept)
     return out
