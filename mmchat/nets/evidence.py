@@ -120,7 +120,7 @@ class Eyes(nn.Module):
         self.text = PhraseEncoder(sizes["text"], sizes["vocabulary_letters"])
         words = sizes["text"]["hidden_size"]
         self.lexicon = Lexicon(sizes["names"], sizes["entries"], sizes["letters"], words)
-        self.choosers = chooser.Choosers(sizes.get("choosers", 3))
+        self.chooser = chooser.Chooser(sizes.get("judges", 3))
         # Margin at which a phrase is as likely there as not, and how fast that changes; set on photographs
         # without the phrase.
         self.register_buffer("calibration", torch.tensor([0.0, 1.0]))
@@ -197,9 +197,10 @@ class Eyes(nn.Module):
         facts, drawn = viewed.facts, viewed.drawn
         own = chooser.Facts(facts.boxes[drawn:], facts.things[drawn:], facts.classes[drawn:], facts.colours[drawn:])
         rows, prior = chooser.features(own, phrase, like)
-        weight = next(self.choosers.parameters())
-        logits, certain = self.choosers(rows.to(weight), prior.to(weight))
-        margin = float(certain)
+        weight = next(self.chooser.parameters())
+        mask = torch.ones(1, len(prior), dtype=torch.bool, device=weight.device)
+        votes = self.chooser(rows[None].to(weight), prior[None].to(weight), mask)[0].float()
+        logits, margin = votes[:-1], float(votes[:-1].logsumexp(0) - votes[-1])
         start, slope = self.calibration.float().tolist()
         present = 1 / (1 + math.exp(-max(-30.0, min(30.0, (margin - start) * slope))))
         padded = torch.cat((logits.new_full((drawn,), -1e4), logits))
