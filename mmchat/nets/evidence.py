@@ -212,20 +212,22 @@ class Eyes(nn.Module):
         one over all nouns.
         """
         nouns, near = self.lexicon.nouns()
-        like = chooser.sharpen(near, 0.6, 0.95)
-        things, classes = viewed.facts.things[index], viewed.facts.classes[index]
+        low, high = ALIKE
+        like = ((near - low) / (high - low)).clamp(0, 1)
+        things, classes = viewed.facts.things[index], viewed.facts.classes[index] ** SOFTER
         # Detector and classifier vote for every noun that means the same.
-        votes = DETECTOR * (things * like[:, :THINGS]).amax(-1) + like[:, THINGS:] @ classes
+        votes = DETECTOR * (things * like[:, :THINGS]).amax(-1) + like[:, THINGS:] @ (classes / classes.sum())
         shares = votes / votes.sum().clamp(min=1e-6)
         best = shares.topk(min(most, len(nouns)))
-        return tuple(
-            (nouns[row], float(share)) for row, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        )
+        found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return tuple((nouns[row], float(share)) for row, share in found)
 
     def colour(self, viewed: Viewed, index: int) -> str:
-        """The colour word of most of a candidate's pixels; "" where no colour has a third of them."""
-        share, name = viewed.facts.colours[index].max(0)
-        return colours.NAMES[int(name)] if float(share) > 0.34 else ""
+        """The colour word of most of a candidate's pixels; "" where no colour has a quarter of them."""
+        share = viewed.facts.colours[index].clone()
+        share[colours.NAMES.index("brown")] *= 0.7  # shade and skin and wood are brown in many things of another colour
+        most, name = share.max(0)
+        return colours.NAMES[int(name)] if float(most) > 0.25 else ""
 
     def seen(self, viewed: Viewed, index: int, first: str = "") -> Seen:
         """A candidate as the clue says it. `first`: a word it goes by before its own names."""
@@ -240,15 +242,9 @@ class Eyes(nn.Module):
         if choice.present < 0.5:
             return ()
         whole = len(viewed.boxes) - 1
-        fits = [
-            index
-            for index in range(viewed.drawn, whole)
-            if float(choice.match[index]) > max(0.25, 0.45 * float(choice.match.max()))
-        ]
-        if not fits:
-            return (choice.best,)
-        kept = nms(viewed.boxes[fits], choice.match[fits], 0.45)
-        return tuple(fits[row] for row in kept.tolist()[:10])
+        least = max(0.25, SAME * float(choice.match.max()))
+        fits = [index for index in range(viewed.drawn, whole) if float(choice.match[index]) > least]
+        return tuple(apart(viewed.boxes, fits or [choice.best], choice.match)[:10])
 
     def main_things(self, viewed: Viewed, most: int = 5) -> tuple[int, ...]:
         """What a description names: sure or large candidates that do not cover one another, or the whole picture."""
@@ -256,11 +252,15 @@ class Eyes(nn.Module):
         size = (facts.boxes[:, 2:] - facts.boxes[:, :2]).prod(-1).sqrt()
         sure = torch.maximum(facts.things.amax(-1), 0.8 * facts.classes.amax(-1))
         worth = sure * (0.4 + size)
-        rows = [index for index in range(viewed.drawn, whole) if float(sure[index]) > 0.3]
+        rows = [
+            index
+            for index in range(viewed.drawn, whole)
+            if float(sure[index]) > 0.3
+            and (float(facts.things[index].max()) > 0.35 or self.names(viewed, index, 1)[0][1] > 0.1)
+        ]
         if not rows:
             return (whole,)
-        kept = nms(viewed.boxes[rows], worth[rows], 0.5)
-        return tuple(rows[row] for row in kept.tolist()[:most])
+        return tuple(apart(viewed.boxes, rows, worth)[:most])
 
     def scene(self, viewed: Viewed) -> tuple[str, ...]:
         """Words for the whole picture, the likeliest first."""
@@ -285,7 +285,7 @@ class Eyes(nn.Module):
         if asked.kind in ("find", "there", "colour", "is", "beyond", "which", "place"):
             choice = self.choose(viewed, asked.phrase)
             # "What colour is the wall?" takes for granted that there is one.
-            least = 0.5 if asked.kind in ("find", "there") else 0.0 if asked.kind in ("which", "place") else 0.15
+            least = 0.5 if asked.kind in ("find", "there") else 0.0 if asked.kind in ("which", "place") else 0.1
             if choice.present < least:
                 return Clue(asked.phrase, True)
             return Clue(asked.phrase, True, (self.seen(viewed, choice.best),))
@@ -297,7 +297,33 @@ class Eyes(nn.Module):
         return Clue(seen=found, scene=self.scene(viewed)[:2])
 
 
-DETECTOR = 1.2  # weight of the detector's word against the classifier's, set on the photographs of the public half
+# Naming, set on the public half of the photographs: the detector's weight against the classifier's, how far the
+# classifier's probabilities are flattened, and from which cosine to which two names mean the same.
+DETECTOR, SOFTER, ALIKE = 1.2, 0.7, (0.6, 0.95)
+
+
+# Of several things of one kind each matches at least so well, measured against the best of them.
+SAME = 0.5
+
+
+def apart(boxes: torch.Tensor, rows: Sequence[int], worth: torch.Tensor, most: float = 0.6) -> list[int]:
+    """Of the boxes [R, 4] in `rows` those that are things of their own, best first by worth [R].
+
+    A box that shares more than `most` of the smaller area with a better one is another look at the same thing.
+    """
+    kept: list[int] = []
+    for row in sorted(rows, key=lambda row: -float(worth[row])):
+        shared = [float(overlap(boxes[row], boxes[other])) for other in kept]
+        if all(share <= most for share in shared):
+            kept.append(row)
+    return kept
+
+
+def overlap(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The shared area of two boxes [4] as a share of the smaller one."""
+    low, high = torch.maximum(one[:2], other[:2]), torch.minimum(one[2:], other[2:])
+    smaller = torch.minimum((one[2:] - one[:2]).prod(), (other[2:] - other[:2]).prod())
+    return (high - low).clamp(min=0).prod() / smaller.clamp(min=1e-9)
 
 
 def area_of(pixels: torch.Tensor) -> torch.Tensor:
