@@ -264,3 +264,47 @@ def test_a_region_is_known_by_its_number_and_by_its_mark(text):
 )
 def test_only_a_bare_plural_asks_for_several(phrase, expected):
     assert several(phrase) is expected
+
+
+# how the eyes are made
+
+
+def test_a_line_of_the_class_table_is_read():
+    from mmchat.train.convert import Named, read_named
+
+    named = read_named("bus ~ coach, minibus | vehicle")
+    assert named == Named("bus", ("coach", "minibus"), ("vehicle",))
+
+
+def test_every_class_has_a_plain_name():
+    from mmchat.train.convert import HERE, read_table
+
+    published = [f"thing {index}" for index in range(CLASSES)]
+    things, classes = ((HERE / file).read_text("utf-8") for file in ("coco.txt", "imagenet.txt"))
+    table = read_table(things, classes, published)
+    assert len(table) == THINGS + CLASSES and table[0][0] == "person" and table[THINGS + 281][0] == "cat"
+    assert table[THINGS + 335][0] == "squirrel" and all(plain for plain, _ in table)
+
+
+def test_the_detectors_names_are_those_of_its_parameters():
+    from mmchat.train.convert import detector_names
+
+    with torch.device("meta"):
+        model = NanoDet()
+    assert {f"{name}.weight" for name in detector_names(model)} <= set(model.state_dict())
+    assert len(detector_names(model)) * 2 == len(model.state_dict())
+
+
+def test_a_judge_learns_to_point_at_the_likelier_candidate():
+    from mmchat.train.chooser import Lesson, batch, measure, train
+
+    taught = []
+    for index in range(8):
+        rows, right = torch.zeros(3, chooser.FEATURES), torch.zeros(4, dtype=torch.bool)
+        rows[index % 3, 5], right[index % 3] = 1.0, True
+        taught.append(Lesson(rows.half(), torch.zeros(3), right, "noun"))
+    panel = chooser.Chooser(1)
+    losses = list(train(panel.judges[0], taught, 60, 1e-2, seed=0))
+    assert losses[-1] < 0.5 * losses[0]
+    assert measure(panel.eval(), taught, bias=-1e9) == {"noun": 1.0}
+    assert batch(taught[:2])[3].shape == (2, 4)

@@ -36,7 +36,7 @@ MOST = 63  # candidates that the language model has index tokens for
 
 @dataclass(frozen=True)
 class Looked:
-    """A picture alone: `pixels` [1, 3, S, S] RGB 0..255, `head` [1, c, h, w] the encoder's last map.
+    """A picture alone: `pixels` [1, 3, S, S] RGB 0..255, `levels` [1, c, h, w] the encoder's maps, finest first.
 
     `area` [4]: where the picture lies in the letterbox (unit square). `before`, `after` [1, 256, h, w]: the deepest
     level before and after the fuser; `sampled` [1, 1, h, w]: where the fuser looks. `places`, `scores`: every place of
@@ -45,7 +45,7 @@ class Looked:
     """
 
     pixels: torch.Tensor
-    head: torch.Tensor
+    levels: tuple[torch.Tensor, ...]
     area: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
@@ -140,7 +140,7 @@ class Eyes(nn.Module):
         boxes = within(torch.cat((places[kept], area[None])), area)
         things = torch.cat((scores[kept], scores.new_zeros(1, THINGS)))
         classes, shares = self._look_at(pixels, levels[-1], boxes)
-        return Looked(pixels, levels[-1], area, before, after, sampled, places, scores, boxes, things, classes, shares)
+        return Looked(pixels, levels, area, before, after, sampled, places, scores, boxes, things, classes, shares)
 
     def _look_at(
         self, pixels: torch.Tensor, head: torch.Tensor, boxes: torch.Tensor
@@ -167,7 +167,7 @@ class Eyes(nn.Module):
         """The candidates, with the user's boxes [n, 4] (letterbox's unit square) in front."""
         drawn = looked.boxes.new_zeros(0, 4) if drawn is None else drawn.to(looked.boxes).reshape(-1, 4)
         own = within(drawn, looked.area)
-        classes, shares = self._look_at(looked.pixels, looked.head, own)
+        classes, shares = self._look_at(looked.pixels, looked.levels[-1], own)
         # A drawn box has no detection of its own: it takes what the detector says of the places that meet it.
         met = iou(own, looked.places)
         things = [(looked.scores * (row * (row > 0.5))[:, None]).amax(0) for row in met]
@@ -328,7 +328,7 @@ def overlap(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def area_of(pixels: torch.Tensor) -> torch.Tensor:
     """Where the picture lies in a letterbox [3, S, S]: x0, y0, x1, y1 in the unit square."""
-    differs = (pixels.float() - GREY).abs().amax(0) > 1.5
+    differs = (pixels.float() - GREY).abs().amax(0) > 12  # scaling leaves a faint ring in the grey beside the picture
     columns, rows = differs.any(0).nonzero().flatten(), differs.any(1).nonzero().flatten()
     if not len(columns):
         return torch.tensor([0.0, 0.0, 1.0, 1.0], device=pixels.device)
