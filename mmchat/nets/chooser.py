@@ -1,8 +1,8 @@
 """The chooser: which of the candidate regions a phrase means, or none of them.
 
-What detector and classifier said of each region is compared with the phrase through a text encoder's vectors; the comparisons, colours and
-geometry become a row of numbers for each region, and a small network over all rows gives one logit a region and one for "none of these".
-It starts from the untrained score (`prior`) and learns a correction; both parts are ours.
+What detector and classifier said of each region is compared with the phrase through a text encoder's vectors; the
+comparisons, colours and geometry become a row of numbers for each region, and small networks over all rows give one
+logit a region and one for "none of these". They start from the untrained score (`prior`) and learn a correction.
 """
 
 from __future__ import annotations
@@ -14,31 +14,49 @@ import torch
 from torch import nn
 
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
-_COLOUR_WORDS = {
-    "gray": "grey", "silver": "grey", "golden": "yellow", "gold": "yellow", "violet": "purple", "wooden": "brown", "dark": "black", "beige": "brown", "cream": "white", "crimson": "red", "navy": "blue", "turquoise": "blue", "tan": "brown", "blond": "yellow", "terracotta": "orange",
-} | {word: word for word in COLOURS}  # fmt: skip
+_COLOUR_WORDS = {word: word for word in COLOURS} | {
+    "gray": "grey", "silver": "grey", "golden": "yellow", "gold": "yellow", "violet": "purple", "wooden": "brown",
+    "dark": "black", "beige": "brown", "cream": "white", "crimson": "red", "navy": "blue", "turquoise": "blue",
+    "tan": "brown", "blond": "yellow", "terracotta": "orange",
+}  # fmt: skip
 SIDES = ("left", "right", "top", "bottom", "middle", "big", "small")
 _SIDE_WORDS = {
-    "left": "left", "leftmost": "left", "right": "right", "rightmost": "right", "top": "top", "upper": "top", "highest": "top", "uppermost": "top", "above": "top",
-    "bottom": "bottom", "lower": "bottom", "lowest": "bottom", "middle": "middle", "centre": "middle", "center": "middle", "central": "middle",
-    "big": "big", "bigger": "big", "biggest": "big", "large": "big", "larger": "big", "largest": "big", "tall": "big", "huge": "big", "giant": "big",
-    "small": "small", "smaller": "small", "smallest": "small", "little": "small", "tiny": "small", "mini": "small", "front": "bottom", "foreground": "bottom", "nearest": "bottom",
-    "background": "small", "distant": "small", "far": "small",
-}  # fmt: skip
+    word: side
+    for side, words in {
+        "left": "left leftmost",
+        "right": "right rightmost",
+        "top": "top upper highest uppermost above",
+        "bottom": "bottom lower lowest front foreground nearest",
+        "middle": "middle centre center central",
+        "big": "big bigger biggest large larger largest tall huge giant",
+        "small": "small smaller smallest little tiny mini background distant far",
+    }.items()
+    for word in words.split()
+}
 RELATIONS = ("left", "right", "above", "below", "behind", "front", "near", "in")
 # The longest wording first: "on top of" before "on".
 _RELATION_WORDS = (
-    (r"(?:to the |on the |at the |just )?left of", "left"), (r"(?:to the |on the |at the |just )?right of", "right"), (r"on top of", "above"), (r"in front of", "front"),
-    (r"next to|beside|besides|alongside|close to|near(?:est)?(?: to)?|by|touching", "near"), (r"behind", "behind"), (r"above|over", "above"), (r"below|under|underneath|beneath", "below"),
-    (r"(?:(?:sitting|standing|lying|resting|placed|hanging) )?(?:on|upon|onto)", "above"), (r"inside|within|in|at|of|from", "in"), (r"with|holding|wearing|and", "near"),
-)  # fmt: skip
+    (r"(?:to the |on the |at the |just )?left of", "left"),
+    (r"(?:to the |on the |at the |just )?right of", "right"),
+    (r"on top of", "above"),
+    (r"in front of", "front"),
+    (r"next to|beside|besides|alongside|close to|near(?:est)?(?: to)?|by|touching", "near"),
+    (r"behind", "behind"),
+    (r"above|over", "above"),
+    (r"below|under|underneath|beneath", "below"),
+    (r"(?:(?:sitting|standing|lying|resting|placed|hanging) )?(?:on|upon|onto)", "above"),
+    (r"inside|within|in|at|of|from", "in"),
+    (r"with|holding|wearing|and", "near"),
+)
 _RELATED = re.compile(
     r"\b(?:" + "|".join(f"(?P<r{index}>{words})" for index, (words, _) in enumerate(_RELATION_WORDS)) + r")\b"
 )
 KNOWN, CLOSE, SURE = 0.93, 0.78, 0.4
 _ARTICLES = frozenset("the a an this that these those some any my your its his her".split())
 _SPOT = re.compile(
-    r"\b(?:on|at|in|to|near|furthest to|towards?)(?: the)? (?:far |very |extreme )?(left|right|top|bottom|middle|centre|center|foreground|background|front)(?: side| edge| corner| half| part)?(?: of the (?:picture|image|photo|photograph|scene)\b|\b(?! of\b))"
+    r"\b(?:on|at|in|to|near|furthest to|towards?)(?: the)? (?:far |very |extreme )?"
+    r"(left|right|top|bottom|middle|centre|center|foreground|background|front)(?: side| edge| corner| half| part)?"
+    r"(?: of the (?:picture|image|photo|photograph|scene)\b|\b(?! of\b))"
 )
 # "right behind", "just above": how close, not where.
 _CLOSELY = re.compile(
@@ -49,7 +67,9 @@ _DOING = re.compile(r"(?: \w+ing| (?:just|right|directly|ahead|is|are|that|which
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase taken apart. `head`: its noun with adjectives, `noun`: the last word of that, `anchor`: the other thing of a relation or ""."""
+    """A phrase taken apart. `head`: its noun with adjectives, `noun`: the last word of that, `anchor`: the other thing
+    of a relation or "".
+    """
 
     text: str
     head: str
@@ -61,7 +81,9 @@ class Phrase:
 
 
 def take_apart(phrase: str) -> Phrase:
-    """ "the small red kite left of the tree" -> head "small red kite", noun "kite", colours ("red",), sides ("small",), relation "left", anchor "tree"."""
+    """ "the small red kite left of the tree" -> head and noun "kite", colours ("red",), sides ("small",), relation
+    "left", anchor "tree".
+    """
     text = _CLOSELY.sub("", " ".join(re.findall(r"[a-z0-9'-]+", phrase.lower())))
     sides = [_SIDE_WORDS[match[1]] for match in _SPOT.finditer(text)]
     rest = " ".join(_SPOT.sub(" ", text).split())
@@ -118,9 +140,11 @@ def sharpen(similarity: torch.Tensor, low: float = 0.5, high: float = 0.85) -> t
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of R regions whatever the question. Boxes in the unit square of the *original* picture (letterbox taken off).
+    """What is known of R regions whatever the question. Boxes in the unit square of the *original* picture (letterbox
+    taken off).
 
-    boxes [R, 4]; things [R, 80] detector scores; classes [R, 1000] probabilities; colours [R, 11] shares; the last region is the whole picture.
+    boxes [R, 4]; things [R, 80] detector scores; classes [R, 1000] probabilities; colours [R, 11] shares; the last
+    region is the whole picture.
     """
 
     boxes: torch.Tensor
@@ -131,7 +155,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Cosines [1080] of a text with the best name of each detector word (80) and class (1000), for a phrase's parts; `anchor` None without one."""
+    """Cosines [1080] of a text with the best name of each detector word (80) and class (1000), for a phrase's parts;
+    `anchor` None without one.
+    """
 
     head: torch.Tensor
     noun: torch.Tensor
@@ -142,7 +168,8 @@ class Likeness:
 def evidence(facts: Facts, similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How far detector and classifier say that each region is what the text names: [R] and [R], about 0..1.
 
-    The classifier names whatever it is shown, also a piece of wall: its word counts as far as the detector saw a thing there at all.
+    The classifier names whatever it is shown, also a piece of wall: its word counts as far as the detector saw a thing
+    there at all.
     """
     like = sharpen(similarity)
     there = (facts.things.amax(-1) / SURE).clamp(0, 1)
@@ -164,7 +191,7 @@ def features(facts: Facts, phrase: Phrase, like: Likeness) -> tuple[torch.Tensor
     width, height = (boxes[:, 2] - boxes[:, 0]).clamp(min=1e-4), (boxes[:, 3] - boxes[:, 1]).clamp(min=1e-4)
     area = width * height
     best = match.max().clamp(min=1e-6)
-    # Left, big ... are said against the things of the same name: each region's rank among those that match about as well.
+    # Left, big ... are said against the things of the same name: each region's rank among those that match as well.
     rivals = (match / best).clamp(0, 1) ** 2
     rivals = rivals / rivals.sum().clamp(min=1e-6)
 
@@ -235,13 +262,16 @@ def features(facts: Facts, phrase: Phrase, like: Likeness) -> tuple[torch.Tensor
         )
     top_things, top_classes = facts.things.amax(-1), facts.classes.amax(-1)
     own = facts.things.argmax(-1)
+    coloured = float(bool(phrase.colours))
     row = [
         head[0], head[1], noun[0], noun[1], whole[0], whole[1], match, match / best, match - best, best.expand(count),
-        like.head[:80][own].clamp(0, 1), like.noun[:80][own].clamp(0, 1), like.head[80:][facts.classes.argmax(-1)].clamp(0, 1),
+        like.head[:80][own].clamp(0, 1), like.noun[:80][own].clamp(0, 1),
+        like.head[80:][facts.classes.argmax(-1)].clamp(0, 1),
         (facts.classes * like.head[80:].clamp(0, 1)).sum(-1), (facts.things * like.head[:80].clamp(0, 1)).amax(-1),
         top_things, top_classes, area.sqrt(), (width / height).log().clamp(-2, 2) / 2, x - 0.5, y - 0.5,
-        colour, colour * float(bool(phrase.colours)) - 0.3 * float(bool(phrase.colours)), torch.full((count,), float(bool(phrase.colours))),
-        torch.arange(count) / 20.0, (torch.arange(count) == count - 1).float(), like.head.max().expand(count).clamp(0, 1),
+        colour, (colour - 0.3) * coloured, torch.full((count,), coloured),
+        torch.arange(count) / 20.0, (torch.arange(count) == count - 1).float(),
+        like.head.max().expand(count).clamp(0, 1),
     ]  # fmt: skip
     rows = torch.stack(row, -1)
     sided = torch.stack(((ranks * asked).sum(-1), (spots * asked).sum(-1), asked.sum().expand(count)), -1)
