@@ -27,10 +27,10 @@ class Turn:
 @dataclass(frozen=True)
 class Slot:
     """A place in the prompt for vectors: "image" index, "region" index (-1: all candidates), "clue" (about `text`, the
-    turn's own words).
+    turn's own words). "typed" holds no vectors, but words of the user in which every mark is letters.
     """
 
-    kind: Literal["image", "region", "clue"]
+    kind: Literal["image", "region", "clue", "typed"]
     index: int = 0
     text: str = ""
 
@@ -40,6 +40,7 @@ Mention = Callable[[int, Region], tuple[Piece, ...]]
 
 _FIELD = re.compile(r"\{(text|image|clue|candidates)\}")
 _MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
+_SIGNS = re.compile(r"[<>@]")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Template:
     {text} goes in front of it, picture by picture, the rest behind. {clue} and {candidates} put in their slots.
     `assistant` None: a form for one question only, that cannot hold an answer.
     `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in
-    front of it).
+    front of it). `typed`: whether the user's words stand in slots of their own, where `</s>` or `<r3>` is tokenized as
+    letters: for models whose marks are tokens and may be written by pattern, mention and the model's answers alone.
     """
 
     system: str = ""
@@ -81,6 +83,7 @@ class Template:
     stop: tuple[str, ...] = ()
     tasks: tuple[Task, ...] = (Task("free", "Ask freely"),)
     dummy_space: bool = True
+    typed: bool = False
 
     def task(self, name: str) -> Task:
         """The task of that name; ValueError with the known ones otherwise."""
@@ -103,7 +106,7 @@ class Template:
                 text = _asked(self.task(task), text, numbers or range(1, len(regions) + 1), len(regions))
             seen += len(turn.regions)
             # A model's earlier answer is fed back as it was: only the user's words can point at regions.
-            pieces = _mentioned(text, regions, mention) if turn.role == "user" else (text,)
+            pieces = _mentioned(text, regions, mention, self.typed) if turn.role == "user" else (text,)
             messages.append((turn.role, self.beside(pieces, turn.images)))
         return self.lay_out(messages)
 
@@ -126,8 +129,7 @@ class Template:
         for index, (role, text) in enumerate(messages):
             if role == "user":
                 pattern = self.first if index == 0 and self.first is not None else self.user
-                words = "".join(piece for piece in text if isinstance(piece, str)).strip()
-                pieces += _filled(pattern, text=text, clue=(Slot("clue", 0, words),))
+                pieces += _filled(pattern, text=text, clue=(Slot("clue", 0, _words(text)),))
                 open_end = True
             elif not any(text):
                 pieces.append(self.cue())
@@ -201,13 +203,27 @@ def _asked(task: Task, text: str, own: range, known: int) -> str:
     return task.pattern.replace("{text}", text)
 
 
-def _mentioned(text: str, regions: Sequence[Region], mention: Mention) -> tuple[Piece, ...]:
-    """@1, @2 ... turned into what the family says for them; an @number that no region has stays text."""
+def _words(text: Iterable[Piece]) -> str:
+    """What a turn says, without slots for vectors; what was typed is without the signs that a mark would need."""
+    said = (
+        _SIGNS.sub(" ", piece.text) if isinstance(piece, Slot) and piece.kind == "typed" else piece for piece in text
+    )
+    return "".join(piece for piece in said if isinstance(piece, str)).strip()
+
+
+def _mentioned(text: str, regions: Sequence[Region], mention: Mention, typed: bool = False) -> tuple[Piece, ...]:
+    """@1, @2 ... turned into what the family says for them; an @number that no region has stays text. `typed`: all else
+    in slots.
+    """
+
+    def own(words: str) -> Piece:
+        return Slot("typed", 0, words) if typed and words else words
+
     out: list[Piece] = []
     end = 0
     for match in _MENTION.finditer(text):
         number = int(match[1])
         if 1 <= number <= len(regions):
-            out += [text[end : match.start()], *mention(number, regions[number - 1])]
+            out += [own(text[end : match.start()]), *mention(number, regions[number - 1])]
             end = match.end()
-    return joined((*out, text[end:]))
+    return joined((*out, own(text[end:])))

@@ -183,10 +183,12 @@ class LocalEngine:
         else:
             ids += self.tokens.start
         for number, piece in enumerate(prompt[start:], start):
-            if isinstance(piece, Slot):
-                ids.append(piece)
-            else:
+            if not isinstance(piece, Slot):
                 ids += self.tokens.ids(piece, dummy or number == 0)
+            elif piece.kind == "typed":
+                ids += self.tokens.letters(piece.text)
+            else:
+                ids.append(piece)
         tokenize = self.tokens.ids
         filled: dict[Slot, Filled] = {}
         parts: list[Part] = []

@@ -20,6 +20,7 @@ class Tokens:
     def __init__(self, tokenizer: Tokenizer, start: Sequence[int] = (), ends: Sequence[int] = ()) -> None:
         self.tokenizer, self.start, self.ends = tokenizer, tuple(start), frozenset(ends)
         first = self.tokenizer.encode("a", add_special_tokens=False).tokens[:1]
+        self._plain: Tokenizer | None = None  # the same without marks, made when first needed
         self.dummy = bool(first) and first[0].startswith("\u2581")  # puts a blank in front of every text
 
     def ids(self, text: str, dummy_space: bool = True) -> list[int]:
@@ -33,6 +34,13 @@ class Tokens:
         before = self.tokenizer.encode(anchor, add_special_tokens=False).ids
         both = self.tokenizer.encode(anchor + text, add_special_tokens=False).ids
         return both[len(before) :] if both[: len(before)] == before else both
+
+    def letters(self, text: str) -> list[int]:
+        """Ids of a text in which no mark is read as one: `</s>` gives the ids of four letters."""
+        if self._plain is None:
+            spelled = json.loads(self.tokenizer.to_str()) | {"added_tokens": [], "post_processor": None}
+            self._plain = Tokenizer.from_str(json.dumps(spelled))
+        return self._plain.encode(text, add_special_tokens=False).ids if text else []
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, marks included."""
