@@ -21,29 +21,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmchat.nets.deform import MSCrossAttnBlock
+from mmchat.nets.evidence import Fuser
 from mmchat.nets.regions import iou, roi_align
 from mmchat.train.words import COLOURS
 
 CHANNELS = (48, 120, 352, 1280)  # EfficientNet-Lite2's levels at strides 8, 16, 32 and its head at stride 32
 WIDTH = 256
-
-
-class Fuser(nn.Module):
-    """Encoder levels [N, c, h, w], the asking one last -> fused map [N, 256, 13, 13]; also the asking level before it
-    was fused."""
-
-    def __init__(self, channels: Sequence[int] = CHANNELS, width: int = WIDTH) -> None:
-        super().__init__()
-        self.inputs = nn.ModuleList(nn.Linear(count, width) for count in channels)
-        self.block = MSCrossAttnBlock(width, n_levels=len(channels) - 1, n_heads=8, n_points=4)
-
-    def forward(self, levels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(before, after), both [N, width, h, w] of the last level."""
-        shapes = [tuple(level.shape[-2:]) for level in levels]
-        rows = [enter(level.flatten(2).transpose(1, 2)) for enter, level in zip(self.inputs, levels, strict=True)]
-        fused = self.block(rows, shapes)
-        return tuple(row.transpose(1, 2).unflatten(2, shapes[-1]) for row in (rows[-1], fused))
 
 
 class Teacher(nn.Module):
@@ -112,7 +95,7 @@ def train(
         batch = chance.sample(lessons, min(size, len(lessons)))
         levels = [torch.stack([row[0][level] for row in batch]).float() for level in range(len(batch[0][0]))]
         owners = torch.cat([torch.full((len(row[1]),), index) for index, row in enumerate(batch)])
-        _, fused = fuser(levels)
+        _, fused, _ = fuser(levels)
         regions = roi_align(fused, torch.cat([row[1] for row in batch]), owners, size=3).mean((2, 3))
         loss = teacher(regions, torch.cat([row[2] for row in batch]), torch.cat([row[3] for row in batch]))
         optimizer.zero_grad(set_to_none=True)
@@ -155,7 +138,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"no cached features in {given.features}: run the features step first")
     held, lessons = lessons[: max(1, len(lessons) // 12)], lessons[max(1, len(lessons) // 12) :]
     torch.manual_seed(0)
-    fuser, teacher = Fuser(), Teacher(load_file(given.vectors)["vectors"])
+    fuser, teacher = Fuser(CHANNELS, WIDTH), Teacher(load_file(given.vectors)["vectors"])
     start(fuser)
     began, window = time.time(), []
     for step, loss in enumerate(train(fuser, teacher, lessons, given.steps, given.rate)):
@@ -173,7 +156,7 @@ def measure(fuser: Fuser, teacher: Teacher, lessons: Sequence[tuple]) -> dict[st
     """Share of regions whose noun is the nearest of all names, among the five nearest, and whose colour is right."""
     first = five = count = right = coloured = 0
     for levels, boxes, nouns, colours in lessons:
-        _, fused = fuser([level[None].float() for level in levels])
+        _, fused, _ = fuser([level[None].float() for level in levels])
         regions = roi_align(fused, boxes, size=3).mean((2, 3))
         order = (F.normalize(teacher.name(regions), dim=-1) @ teacher.names.T).topk(5, dim=-1).indices
         first += int((order[:, 0] == nouns).sum())

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from mmchat.nets.clue import Seen
+from mmchat.nets.evidence import Fuser
 from mmchat.nets.regions import iou, roi_align
-from mmchat.train.clues import Seen
-from mmchat.train.fuser import Fuser, cached, in_letterbox
+from mmchat.train.fuser import CHANNELS, WIDTH, cached, in_letterbox
 from mmchat.train.phrases import Thing, place_of
 from mmchat.train.questions import Item, Picture
 from mmchat.train.words import Noun
@@ -65,7 +66,7 @@ def picture_of(record: Mapping[str, Any], line: Mapping[str, Any]) -> Picture:
 @torch.no_grad()
 def sights_of(record: Mapping[str, Any], fuser: Fuser, labels: Mapping[str, torch.Tensor]) -> Sights:
     """The fused map pooled for the picture, averaged for each candidate, with the candidates' word vectors behind."""
-    _, fused = fuser([level[None].float() for level in record["levels"]])
+    _, fused, _ = fuser([level[None].float() for level in record["levels"]])
     pooled = F.adaptive_avg_pool2d(fused, SIDE).flatten(2)[0].T
     regions = roi_align(fused, record["boxes"].float(), size=3).mean((2, 3))
     return Sights(
@@ -78,7 +79,7 @@ def load_pictures(
     features: Path, scenes: Path, weights: Path, labels: Path, kept: Path
 ) -> list[tuple[Picture, Sights]]:
     """Every cached scene, seen through the trained fuser; `kept` holds them for the next time. ValueError if none."""
-    fuser = Fuser()
+    fuser = Fuser(CHANNELS, WIDTH)
     fuser.load_state_dict({name.removeprefix("fuser."): tensor.float() for name, tensor in load_file(weights).items()})
     fuser.eval()
     table = {name: tensor.float() for name, tensor in load_file(labels).items()}
