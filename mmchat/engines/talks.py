@@ -83,6 +83,8 @@ def written(talk: Talk, rest: str) -> tuple[int, int]:
         if one != other:
             break
         common += 1
+    if not common:
+        return 0, 0  # ids that wrote nothing would agree with everything, also with the same question asked anew
     used = 0
     while used < len(talk.pieces) and talk.pieces[used][1] <= common:
         used += 1
