@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from mmchat.dialect import DIALECTS  # noqa: E402
 from mmchat.dialect.spans import Scene as Places  # noqa: E402
 from mmchat.geometry import Box  # noqa: E402
+from mmchat.nets.clue import Clue, Seen, write_clue  # noqa: E402
 from mmchat.train import cut, language, pack  # noqa: E402
-from mmchat.train.clues import Clue, Seen, write_clue  # noqa: E402
 from mmchat.train.compose import CutOut, colour_word, compose, line, load_cutouts, write  # noqa: E402
 from mmchat.train.phrases import Thing, above, fits, left_of, phrases, related  # noqa: E402
 from mmchat.train.questions import article, ask, follow, invented  # noqa: E402

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from mmchat.train.clues import Clue, write_clue
+from mmchat.nets.clue import Clue, write_clue
 from mmchat.train.cut import config_of, cut_down, shorten, smollm2
 from mmchat.train.pictures import Sights, load_pictures
 from mmchat.train.questions import Picture, Said, ask, follow, invented

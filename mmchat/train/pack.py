@@ -74,16 +74,7 @@ def configuration(language: Mapping[str, Any], eyes: Mapping[str, Any], sources:
     sources."""
     prints = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sources}
     own = {"architectures": ["PocketForGrounding"], "model_type": "pocket", "torch_dtype": "float16"}
-    return {
-        **language,
-        **own,
-        "picture_side": 416,
-        "picture_tokens": 36,
-        "fused_width": 256,
-        "word_width": 384,
-        "eyes": dict(eyes),
-        "sources": prints,
-    }
+    return {**language, **own, "eyes": dict(eyes), "sources": prints}
 
 
 def main(arguments: list[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from mmchat.train.clues import Clue, Seen, token
+from mmchat.nets.clue import Clue, Seen, token
 from mmchat.train.words import COLOURS, NUMBERS, catalogue, plural_of, with_article
 
 _PLURALS = frozenset(noun.name for noun in catalogue() if noun.plural)
