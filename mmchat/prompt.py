@@ -27,7 +27,7 @@ class Turn:
 @dataclass(frozen=True)
 class Slot:
     """A place in the prompt for vectors: "image" index, "region" index (-1: all candidates), "clue" (about `text`, the
-    turn's own words). "typed" holds no vectors, but words of the user in which every mark is letters.
+    words of the user's turn `index`). "typed" holds no vectors, but words of the user in which every mark is letters.
     """
 
     kind: Literal["image", "region", "clue", "typed"]
@@ -72,6 +72,8 @@ class Template:
     `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in
     front of it). `typed`: whether the user's words stand in slots of their own, where `</s>` or `<r3>` is tokenized as
     letters: for models whose marks are tokens and may be written by pattern, mention and the model's answers alone.
+    `leaning`: for models that were trained on short talks, a regular expression of the questions that lean on what was
+    said before: these are shown with the exchange that they lean on, all others alone, with the pictures.
     """
 
     system: str = ""
@@ -84,6 +86,7 @@ class Template:
     tasks: tuple[Task, ...] = (Task("free", "Ask freely"),)
     dummy_space: bool = True
     typed: bool = False
+    leaning: str | None = None
 
     def task(self, name: str) -> Task:
         """The task of that name; ValueError with the known ones otherwise."""
@@ -99,7 +102,11 @@ class Template:
         regions = [region for turn in turns for region in turn.regions]
         last = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
         seen, messages = 0, []
+        shown, images = self._shown(turns, last), ()
         for index, turn in enumerate(turns):
+            if index not in shown:
+                seen, images = seen + len(turn.regions), (*images, *turn.images)
+                continue
             text = turn.text
             if task is not None and index == last:
                 numbers = range(seen + 1, seen + 1 + len(turn.regions))
@@ -107,8 +114,19 @@ class Template:
             seen += len(turn.regions)
             # A model's earlier answer is fed back as it was: only the user's words can point at regions.
             pieces = _mentioned(text, regions, mention, self.typed) if turn.role == "user" else (text,)
-            messages.append((turn.role, self.beside(pieces, turn.images)))
+            messages.append((turn.role, self.beside(pieces, (*images, *turn.images))))
+            images = ()
         return self.lay_out(messages)
+
+    def _shown(self, turns: Sequence[Turn], last: int) -> frozenset[int]:
+        """The turns that the model is shown: all, unless the template says that questions stand alone."""
+        if self.leaning is None or last < 0:
+            return frozenset(range(len(turns)))
+        before = last
+        while before > 0 and (turns[before].role != "user" or re.match(self.leaning, turns[before].text)):
+            before -= 1
+        first = range(before, min(before + 2, last))
+        return frozenset((*first, *range(last, len(turns))))
 
     def beside(self, text: tuple[Piece, ...], images: Sequence[int]) -> tuple[Piece, ...]:
         """A turn's text with its pictures placed as `image` says."""
@@ -125,12 +143,12 @@ class Template:
         answer.
         """
         pieces: list[Piece] = [self.system]
-        open_end = False
+        asked, open_end = 0, False
         for index, (role, text) in enumerate(messages):
             if role == "user":
                 pattern = self.first if index == 0 and self.first is not None else self.user
-                pieces += _filled(pattern, text=text, clue=(Slot("clue", 0, _words(text)),))
-                open_end = True
+                pieces += _filled(pattern, text=text, clue=(Slot("clue", asked, _words(text)),))
+                asked, open_end = asked + 1, True
             elif not any(text):
                 pieces.append(self.cue())
                 open_end = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from dwarfs import byte_tokenizer
@@ -51,9 +53,45 @@ def test_a_talk_is_laid_out_as_it_was_trained() -> None:
         Slot("clue", 0, "Where is the bus?"),
         "<|im_end|>\n<|im_start|>assistant\n<p>The bus</p><r3> is on the left.<|im_end|>\n<|im_start|>user\n",
         Slot("typed", 0, "And the dog?"),
-        Slot("clue", 0, "And the dog?"),
+        Slot("clue", 1, "And the dog?"),
         "<|im_end|>\n<|im_start|>assistant\n",
     )
+
+
+def test_a_question_that_leans_on_nothing_stands_alone_with_the_picture() -> None:
+    talk = (
+        Turn("user", "Where is @1?", (BOX,), (0,)),
+        Turn("assistant", "Here."),
+        Turn("user", "What colour is it?"),
+        Turn("assistant", "It is red."),
+    )
+    alone = render(*talk, Turn("user", "Where is the dog?"))
+    assert alone == render(Turn("user", "Where is the dog?", images=(0,)))
+    leaning = render(*talk, Turn("user", "What is it?"))
+    assert leaning == render(*talk[:2], Turn("user", "What is it?"))
+
+
+@pytest.mark.parametrize(
+    ("text", "leans"),
+    [
+        ("What colour is it?", True),
+        ("And the dog?", True),
+        ("what is that", True),
+        ("And its colour?", True),
+        ("What is that big thing?", False),
+        ("Where is the cat?", False),
+        ("What kind of animal is it?", False),
+        ("Andrew, what is this?", False),
+    ],
+)
+def test_what_leans_on_what_was_said(text: str, leans: bool) -> None:
+    assert bool(re.match(FAMILY.template.leaning, text)) == leans
+
+
+def test_what_is_asked_of_it_has_no_clue_of_its_own(engine, pixels) -> None:
+    seen, ids = engine.see(pixels, ()).content, engine.tokens.ids
+    assert engine.model.fill(Slot("clue", 1, "What is it?"), seen, ids).shape == (0, 64)
+    assert len(engine.model.fill(Slot("clue", 0, "What is it?"), seen, ids)) > 0
 
 
 def test_a_drawn_region_is_named_by_its_mark() -> None:

@@ -26,6 +26,9 @@ from mmchat.nets.model import Encoded, Model, Seen, SlotLike, Tokenize
 from mmchat.prompt import Piece, Task, Template
 
 GRID = 6  # the picture's vectors: GRID x GRID
+# Of these a second turn is made in training: the clue of what is asked of "it" is the exchange before.
+_IT = r"\s*(?:and its|(?:what|which)(?: kind of thing| colou?rs?)?(?: is|'s| does) (?:it|that)(?! \w+ ))\b"
+LEANING = rf"(?i)\s*(?:and|what about|how about)\b|{_IT}"
 
 
 class Pocket(Model):
@@ -58,6 +61,8 @@ class Pocket(Model):
 
     def fill(self, slot: SlotLike, seen: Seen, tokenize: Tokenize) -> torch.Tensor:
         """A region's vector has its mark's embedding added; a clue is words: what the eyes find for `slot.text`."""
+        if slot.kind == "clue" and slot.index and re.match(_IT, slot.text, re.IGNORECASE):
+            return self.embed([])
         if slot.kind == "clue":
             return self.embed(tokenize(self.clue(slot.text, seen.kept)))
         vectors = super().fill(slot, seen, tokenize)
@@ -98,6 +103,7 @@ FAMILY = Family(
         image="{image}{candidates}{text}",
         stop=("<|im_end|>",),
         typed=True,
+        leaning=LEANING,
         tasks=(
             Task("free", "Ask freely"),
             Task("describe", "Describe the picture", "Describe the picture with places.", needs=""),
