@@ -26,6 +26,7 @@ from mmchat.nets.model import Encoded, Model, Seen, SlotLike, Tokenize
 from mmchat.prompt import Piece, Task, Template
 
 GRID = 6  # the picture's vectors: GRID x GRID
+LONGEST = 80  # letters of what was asked for that a clue repeats
 # Of these a second turn is made in training: the clue of what is asked of "it" is the exchange before.
 _IT = r"\s*(?:and its|(?:what|which)(?: kind of thing| colou?rs?)?(?: is|'s| does) (?:it|that)(?! \w+ ))\b"
 LEANING = rf"(?i)\s*(?:and|what about|how about)\b|{_IT}"
@@ -75,8 +76,8 @@ class Pocket(Model):
     def clue(self, question: str, viewed: Viewed) -> str:
         """What the eyes find for a question, as the text that the language model reads."""
         clue = self.eyes.clue(viewed, question)
-        # What was asked for comes from the user: it must not hold marks.
-        return write_clue(replace(clue, asked=" ".join(re.sub(r"[<>]", " ", clue.asked).split())))
+        # What was asked for comes from the user: it must not hold marks, nor the whole of a long text a second time.
+        return write_clue(replace(clue, asked=" ".join(re.sub(r"[<>]", " ", clue.asked).split())[:LONGEST]))
 
 
 def frame(config: Mapping[str, Any]) -> Frame:
