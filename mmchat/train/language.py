@@ -139,7 +139,10 @@ class Lessons:
     def turn(self, said: Said) -> tuple[list[int], list[int]]:
         """Ids and targets of one turn behind the opening words; the answer ends with the end mark."""
         asked = self.ids(said.question) + self.ids(write_clue(said.clue)) + self.tail
-        answer = [*self.ids(said.answer), self.end]
+        # A word is written with the blank in front that it has in the clue: without it "chair" falls into other tokens
+        # and cannot be copied.
+        blank = "" if said.answer.startswith("<") else " "
+        answer = [*self.ids(blank + said.answer), self.end]
         return asked + answer, [-100] * len(asked) + answer
 
     def talk(self, picture: Picture, eyes: bool = False) -> tuple[list[int], list[int]]:
