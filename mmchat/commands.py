@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmchat import translate
-from mmchat.geometry import open_image, outline
+from mmchat.geometry import open_image, outline, region_in
 
 if TYPE_CHECKING:
     from mmchat.desk import Answer, Ask, Desk
@@ -30,7 +30,7 @@ def ask(options: argparse.Namespace, out: TextIO) -> int:
         if path is not None:
             check_target(path)
     image = open_image(options.image)
-    drawn = tuple(translate.region_in(given, image.size, number) for number, given in enumerate(options.region, 1))
+    drawn = tuple(region_in(given, image.size, number) for number, given in enumerate(options.region, 1))
     limits = Limits() if options.seed is None else Limits(temperature=0.7, top_p=0.9, seed=options.seed)
     question = Ask((image,), (Turn("user", options.text, drawn, images=(0,)),), options.task, limits)
     with opened(options.model, options.precision) as (desk, name):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box", "Fit", "Frame", "Mask", "Pixels", "Place", "Placement", "Point", "Polygon", "Region", "Resample",
-    "clipped", "open_image", "outline", "region",
+    "clipped", "open_image", "outline", "region", "region_in",
 ]  # fmt: skip
 
 Pixels = tuple[float, float, float, float]
@@ -216,6 +216,12 @@ class Region:
         if self.kind == "polygon":
             return Polygon(self.points)
         return self.mask if self.kind == "mask" and self.mask is not None else self.box
+
+
+def region_in(corners: Sequence[float], size: tuple[int, int], number: int = 1) -> Region:
+    """A region from [x0, y0, x1, y1] or [x, y] in pixels of a picture of `size` (width, height); errors as `region`."""
+    unit = [value / size[axis % 2] for axis, value in enumerate(corners)]
+    return region({"kind": "point", "points": [unit]} if len(unit) == 2 else {"kind": "box", "box": unit}, number)
 
 
 def region(data: Mapping[str, Any], number: int = 1) -> Region:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmchat.dialect import DIALECTS, Json, Marks, Scene, home
 from mmchat.export import reading_json
-from mmchat.geometry import Box, Frame, Placement, outline, region
+from mmchat.geometry import Box, Frame, Placement, outline, region_in
 
 Size = tuple[int, int]
 LARGEST = 1_000_000  # pixels of one side
@@ -71,12 +71,6 @@ def write_text(
     if any(place.area <= 0 for place in places):
         raise ValueError(f"The box lies where {dialect} does not look (it crops the picture): choose another one.")
     return known.write(places, phrase, Scene(places, placement.fitted))
-
-
-def region_in(corners: Sequence[float], size: Size, number: int) -> Any:
-    """A `geometry.Region` from [x0, y0, x1, y1] or [x, y] in pixels; ValueError naming it by its number."""
-    unit = [value / size[axis % 2] for axis, value in enumerate(corners)]
-    return region({"kind": "point", "points": [unit]} if len(unit) == 2 else {"kind": "box", "box": unit}, number)
 
 
 def box_in(corners: object, size: Size, name: str) -> Box:

@@ -15,7 +15,7 @@ from mmchat import family, layout
 from mmchat.dialect import Scene
 from mmchat.geometry import Box, Region
 from mmchat.nets import regions, tiles, weights
-from mmchat.nets.bridges import LastLevel, PooledProjector, projector
+from mmchat.nets.bridges import LastLevel, projector
 from mmchat.nets.deform import MSCrossAttnBlock, MSDeformAttn, attended_map, centres
 from mmchat.nets.vision import ClipTower
 
@@ -174,10 +174,6 @@ def test_projectors_are_numbered_as_in_checkpoints() -> None:
     assert not LastLevel(*projector("identity", 4, 4)).state_dict()
     with pytest.raises(ValueError, match="mlp2x_gelu"):
         projector("cabstractor", 4, 6)
-
-
-def test_the_pooled_projector_gives_a_grid_of_vectors() -> None:
-    assert PooledProjector(8, 12, 6)(torch.randn(2, 8, 13, 13)).shape == (2, 36, 12)
 
 
 @pytest.mark.parametrize(

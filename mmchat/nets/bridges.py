@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 KINDS = "linear, mlp2x_gelu (any number for 2), identity"
@@ -33,17 +32,3 @@ class LastLevel(nn.Sequential):
 
     def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
         return super().forward(levels[-1])
-
-
-class PooledProjector(nn.Module):
-    """A map of vectors, pooled to side x side and brought to the language model's width by Linear, GELU, Linear."""
-
-    def __init__(self, width: int, language_width: int, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.first, self.second = nn.Linear(width, language_width), nn.Linear(language_width, language_width)
-
-    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """[N, C, height, width] -> [N, side*side, language width], row by row."""
-        pooled = F.adaptive_avg_pool2d(map_NCHW, self.side).flatten(2).transpose(1, 2)
-        return self.second(F.gelu(self.first(pooled)))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+from mmchat.nets.colours import NAMES as COLOURS
+
 _COLOUR_WORDS = {word: word for word in COLOURS} | {
     "gray": "grey", "silver": "grey", "golden": "yellow", "gold": "yellow", "violet": "purple", "wooden": "brown",
     "dark": "black", "beige": "brown", "cream": "white", "crimson": "red", "navy": "blue", "turquoise": "blue",

@@ -3,6 +3,7 @@ Python."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -66,3 +67,13 @@ def write_clue(clue: Clue) -> str:
 
 def _written(seen: Seen) -> str:
     return token(seen) + " " + ", ".join(filter(None, (" or ".join(seen.words[:2]), seen.colour, seen.place)))
+
+
+def place_of(box: Sequence[float]) -> str:
+    """Where in the picture, in words: "left", "top right", "middle" ... box in the
+    unit square of the picture. Lessons and clues must say it alike.
+    """
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    across = "left" if x < 0.36 else "right" if x > 0.64 else ""
+    down = "top" if y < 0.34 else "bottom" if y > 0.66 else ""
+    return " ".join(filter(None, (down, across))) or "middle"

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmchat.nets import chooser, colours
-from mmchat.nets.clue import Clue, Seen
+from mmchat.nets.clue import Clue, Seen, place_of
 from mmchat.nets.deform import MSCrossAttnBlock, attended_map
 from mmchat.nets.efficientnet import LITE2, EfficientNetLite, Stage
 from mmchat.nets.nanodet import NanoDet
@@ -368,14 +368,6 @@ def crops(pixels: torch.Tensor, boxes: torch.Tensor, size: int = CROP, margin: f
         grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1)[None]
         out.append(F.grid_sample(halves[level], grid, align_corners=False, padding_mode="border"))
     return torch.cat(out)
-
-
-def place_of(box: Sequence[float]) -> str:
-    """Where in the picture, in words: "left", "top right", "middle" ..."""
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    across = "left" if x < 0.36 else "right" if x > 0.64 else ""
-    down = "top" if y < 0.34 else "bottom" if y > 0.66 else ""
-    return " ".join(filter(None, (down, across))) or "middle"
 
 
 _SINGULAR = {

@@ -104,14 +104,6 @@ def overlap(one: Thing, other: Thing) -> float:
     return max(0, width) * max(0, height) / min(one.area, other.area)
 
 
-def place_of(thing: Thing, size: tuple[int, int]) -> str:
-    """Where in the picture, in words: "left", "top right", "middle" ..."""
-    x, y = thing.centre[0] / size[0], thing.centre[1] / size[1]
-    across = "left" if x < 0.36 else "right" if x > 0.64 else ""
-    down = "top" if y < 0.34 else "bottom" if y > 0.66 else ""
-    return " ".join(filter(None, (down, across))) or "middle"
-
-
 def _article(text: str, chance: random.Random) -> str:
     article = chance.choices([article for article, _ in ARTICLES], [weight for _, weight in ARTICLES])[0]
     if article == "a " and text[0].lower() in "aeiou":

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from mmchat.nets.clue import Seen
+from mmchat.nets.clue import Seen, place_of
 from mmchat.nets.evidence import Fuser
 from mmchat.nets.regions import iou, roi_align
 from mmchat.train.fuser import CHANNELS, WIDTH, cached, in_letterbox
-from mmchat.train.phrases import Thing, place_of
 from mmchat.train.questions import Item, Picture
 from mmchat.train.words import Noun
 
@@ -56,7 +55,7 @@ def picture_of(record: Mapping[str, Any], line: Mapping[str, Any]) -> Picture:
         if held is not None:
             used.add(held)
         noun = Noun(thing["name"], tuple(thing["synonyms"]), tuple(thing["hypernyms"]), thing["plural"], ())
-        place = place_of(Thing(noun, tuple(thing["box"])), (line["width"], line["height"]))
+        place = place_of([value / (line["width"], line["height"])[axis % 2] for axis, value in enumerate(thing["box"])])
         seen = Seen(held, (noun.name, *noun.synonyms)[:2], thing["colour"] or "", place, tuple(box))
         items.append(Item(seen, noun.hypernyms, noun.plural))
     absent = tuple(said["head"] for said in line["phrases"] if said["level"] == "absent")

@@ -9,7 +9,7 @@ import gradio as gr
 
 from mmchat.desk import Answer, Ask, Desk, Limits, Turn
 from mmchat.export import answer_json
-from mmchat.geometry import Region, open_image, region
+from mmchat.geometry import Region, open_image, region_in
 
 HIDDEN = {"visible": False}
 Json = dict[str, Any]
@@ -103,5 +103,4 @@ def region_of(values: object, number: int, size: tuple[int, int]) -> Region:
     good = isinstance(values, list) and len(values) in (2, 4) and all(type(value) in (int, float) for value in values)
     if not good or not isinstance(values, list):
         raise ValueError(f"Region {number} must be [x0, y0, x1, y1] or [x, y] in pixels, not {str(values)[:60]}.")
-    unit = [value / size[axis % 2] for axis, value in enumerate(values)]
-    return region({"kind": "point", "points": [unit]} if len(unit) == 2 else {"kind": "box", "box": unit}, number)
+    return region_in(values, size, number)
