@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmchat.picture import PIXEL_LIMIT, open_image, short
+from mmchat.picture import PIXEL_LIMIT, open_image, short, squashed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -359,9 +359,9 @@ def _moved(
 class Frame:
     """How a model wants its picture: side in pixels, way of fitting, fill colour, normalisation, resampling.
 
-    `squash` ignores the shape; `pad` centres the picture in a square (offset rounded down) and resizes that; `pad_end`
-    puts it at the top left; `crop` brings the short side to `side` and keeps the middle. Steps and rounding are those
-    of CLIPImageProcessor and LLaVA's expand2square, on 8-bit values, with PIL's antialiased filters.
+    `squash` ignores the shape (see `squashed`); `pad` centres the picture in a square (offset rounded down) and resizes
+    that; `pad_end` puts it at the top left; `crop` brings the short side to `side` and keeps the middle. Steps and
+    rounding are those of CLIPImageProcessor and LLaVA's expand2square, on 8-bit values, with PIL's antialiased filters.
     """
 
     side: int
@@ -387,7 +387,7 @@ class Frame:
         placement = self.place(image.size)
         square, filter_ = (self.side, self.side), Image.Resampling[self.resample.upper()]
         if self.way == "squash":
-            return image.resize(square, filter_), placement
+            return squashed(image, self.side, filter_), placement
         if self.way == "crop":
             return self._cropped(image, placement, filter_), placement
         inner, side, left, top = self._square(image.size)

@@ -150,3 +150,15 @@ def short(value: object) -> str:
     """A value as it may stand in a sentence: never longer than 60 characters."""
     text = repr(value)
     return text if len(text) < 60 else text[:57] + "..."
+
+
+def squashed(image: Image.Image, side: int, resample: int | None = None) -> Image.Image:
+    """The picture as a square of `side`, whatever its shape.
+
+    The two passes of a resize round to 8 bits between them, so their order shows (up to five grey levels on tiny
+    pictures). PIL goes by width first; the recorded numbers of the originals were taken with one that brings a tall
+    picture that shrinks to its height first.
+    """
+    if image.width < image.height and side < image.height:
+        image = image.resize((image.width, side), resample)
+    return image.resize((side, side), resample)

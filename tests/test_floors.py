@@ -28,7 +28,7 @@ FLOORS = {
     "models": {"nets"},
     "export": {"dialect", "geometry"},
     "templates": {"prompt"},
-    "nets": {"msda"},
+    "nets": {"msda", "picture"},
     "dialect": {"geometry"},
     "prompt": {"geometry"},
     "paint": {"geometry"},

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from mmchat.picture import squashed
+
 Size = tuple[int, int]
 
 
@@ -59,18 +61,6 @@ def views(image: Image.Image, offered: Sequence[Size], side: int) -> list[Image.
     corners = [(left, top) for top in range(0, target_height, side) for left in range(0, target_width, side)]
     tiles = [canvas.crop((left, top, left + side, top + side)) for left, top in corners]
     return [squashed(image, side), *tiles]
-
-
-def squashed(image: Image.Image, side: int) -> Image.Image:
-    """The picture as a square. A tall one that shrinks is brought to its height first.
-
-    The two passes of a resize round to 8 bits between them, so their order shows (up to five grey levels on tiny
-    pictures). PIL goes by
-    width first; the recorded numbers of the original were taken with one that brings a tall picture down first.
-    """
-    if image.width < image.height and side < image.height:
-        image = image.resize((image.width, side))
-    return image.resize((side, side))
 
 
 def unpadded(map_CHW: torch.Tensor, size: Size) -> torch.Tensor:
