@@ -1,8 +1,8 @@
-"""Conversation forms that several families share, as data: those of FastChat that the LLaVA kin carries, under the
-names it gives them.
+"""Conversation forms, as data: those of FastChat that the LLaVA kin carries, under the names it gives them, and those
+of the grounding systems.
 
-Facts from haotian-liu/LLaVA `llava/conversation.py`; a checkpoint understands only the words it was trained on, to the
-letter.
+Facts from haotian-liu/LLaVA `llava/conversation.py` and from the conversation code of each system named below; a
+checkpoint understands only the words it was trained on, to the letter.
 """
 
 from __future__ import annotations
@@ -99,4 +99,75 @@ TEMPLATES: dict[str, Template] = {
     "mpt": _chatml(
         "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
     ),
+}
+
+# the grounding systems, each after its own code
+
+_FERRET = (
+    "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: top-left [0, 0], "
+    "bottom-right [width-1, height-1]. Increasing x moves right; y moves down. Bounding box: [x1, y1, x2, y2]. "
+    "Image size: 1000x1000. Follow instructions. "
+)
+_FERRET_FIRST = (
+    "A chat between a curious human and an artificial intelligence assistant. Assistant is able to understand the "
+    "visual content that the user provides, and assist the user with a variety of tasks using natural language. "
+    "In images, points are represented by coordinates [x, y]. The top-left corner is [0, 0]. The bottom-right corner "
+    "is [width-1, height-1]. Increasing x moves right across the image while increasing y moves down. A bounding box "
+    "is marked by [x1, y1, x2, y2] with the top-left and bottom-right points being [x1, y1] and [x2, y2] respectively. "
+    "The image size is assumed to be (1000, 1000), i.e., width=1000, height=1000. Follow the instructions carefully. "
+)
+_HONEYBEE = "The following is a conversation between a curious human and AI assistant."
+_HONEYBEE_DEMO = (
+    "The following is a conversation between a curious human and AI. "
+    "The AI gives helpful, detailed, and polite answers to the human's questions."
+)
+
+
+def _introduced(template: Template, closing: str) -> Template:
+    """Groma's first exchange, in which picture and regions are handed over; `closing` stands between its two turns."""
+    handed = "Here is an image with region crops from it. Image: {image}. Regions: {candidates}."
+    return replace(
+        template, image=f"{handed}{closing.format('Thank you for the image! How can I assist you with it?')}{{text}}"
+    )
+
+
+def _ai(system: str) -> Template:
+    return Template(
+        system, "\nHuman: {text}", "\nAI: {text}", image="{image}\nHuman: {text}", opening="\nAI: ", stop=("\nHuman:",)
+    )
+
+
+_INST = Template("", "<s>[INST] {text} [/INST]", "{text}", image="<Img>{image}</Img> {text}", stop=("</s>",))
+_HEADED = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+
+TEMPLATES |= {
+    "lego": TEMPLATES["llava_v0"],  # GroundingGPT's name for it; what it calls llava_v0 begins with a greeting
+    "lego_greeted": _hashes(
+        f"{_POLITE.format(who='human')}###Human: Hi!###Assistant: Hi there! How can I help you today?"
+    ),
+    "llama3": Template(  # INF-LLaVA: the string begins with the token that the tokenizer puts in front once more
+        "<|begin_of_text|>" + _HEADED.format("system", _POLITE.format(who="user")),
+        _HEADED.format("user", "{text}"),
+        _HEADED.format("assistant", "{text}"),
+        stop=("<|eot_id|>",),
+    ),
+    "ferret_v1": _vicuna(_FERRET),
+    "ferret_first": _vicuna(_FERRET_FIRST),
+    "llava_grounding": replace(_vicuna(_POLITE.format(who="user")), assistant="ASSISTANT: {text}"),  # </s> is taken out
+    "shikra": replace(_vicuna(_POLITE.format(who="user")), image="<im_start>{image}<im_end> {text}"),
+    "minigpt_v2": _INST,
+    "minigpt_v2_training": replace(_INST, user="[INST] {text}  [/INST]"),
+    "kosmos2": Template("", "{text}", " {text}", image="<image>{image}</image> {text}", opening=""),
+    "groma": _introduced(_vicuna(_POLITE.format(who="user")), " ASSISTANT: {}</s>USER: "),
+    "groma_default": _introduced(
+        replace(_vicuna(_POLITE.format(who="user")), assistant="ASSISTANT: {text} "), " ASSISTANT: {} USER: "
+    ),
+    "groma_simple": _introduced(Template("", "{text} ", "{text}"), " {}"),
+    "groma_llama_2": _introduced(_llama_2(_LANGUAGE_AND_VISION), " [/INST] {} </s><s>[INST] "),
+    "honeybee": _ai(_HONEYBEE),
+    "honeybee_polite": _ai(
+        f"{_HONEYBEE} The assistant gives helpful, detailed, and polite answers to the user's questions."
+    ),
+    "honeybee_demo": _ai(_HONEYBEE_DEMO),
+    "honeybee_captions": Template("", "{text}", None, image="{image} {text}"),
 }

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from mmchat.golden import run
 
 GOLDEN = Path(__file__).parent / "golden"
-SYSTEMS = ("deformable-attention", "llava", "mmfuser")
-FILES = [path for system in SYSTEMS for path in sorted((GOLDEN / system).glob("*.json"))]
+FILES = [path for path in sorted(GOLDEN.rglob("*.json")) if path.parent.name != "geometry"]
 CASES = [path for path in FILES if isinstance(json.loads(path.read_text()), dict)]
 
 

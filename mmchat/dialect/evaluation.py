@@ -7,6 +7,8 @@ import re
 
 from mmchat.geometry import Box, Frame, Pixels, outline
 
+FOUR = re.compile(r"\[+([^,\n]{0,200}),([^,\n]{0,200}),([^,\n]{0,200}),([^\]\n]{0,200})\]")
+
 
 def double_brackets(text: str) -> tuple[list[tuple[float, ...]], bool]:
     """The boxes that MMFuser's own evaluation finds in an answer, as numbers, and whether the answer was as it expects.
@@ -35,3 +37,22 @@ def evaluated_boxes(text: str, size: tuple[int, int], scale: float = 999, padded
     placement = Frame(1, "pad" if padded else "squash").place(size)
     boxes = (Box(*(number / scale for number in numbers)) for numbers in double_brackets(text)[0])
     return [outline(placement.back(box)).pixels(size) for box in boxes]
+
+
+def padded_box(text: str, size: tuple[int, int]) -> Pixels:
+    """The one box that ConvLLaVA's evaluation finds in an answer, in pixels of the original picture of `size` (width,
+    height), neither ordered nor clipped.
+
+    The first four numbers in brackets count, in thousandths where their sum is 4 or more; none is the box of four
+    zeros, moved by the padding like any other (alibaba/conv-llava, llava/eval/evaluate_grounding.py).
+    """
+    found = FOUR.search(text)
+    try:
+        numbers = [float(number) for number in found.groups()] if found else [0.0] * 4
+    except ValueError:
+        numbers = [0.0] * 4
+    scale = 1000 if sum(numbers) >= 4 else 1
+    side = max(size)
+    shift = ((side - size[0]) // 2, (side - size[1]) // 2) * 2
+    x0, y0, x1, y1 = (number / scale * side - moved for number, moved in zip(numbers, shift, strict=True))
+    return x0, y0, x1, y1

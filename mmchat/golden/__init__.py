@@ -114,8 +114,16 @@ def run(folder: Path) -> list[Row]:
     return [_row(Case(path), differences) for path in paths]
 
 
+def handlers(case: Case) -> Mapping[str, TensorHandler | TableHandler] | None:
+    """`HANDLERS` of the file beside this one that is named after the case's folder, or else after its system."""
+    for name in (case.path.parent.name, case.system):
+        module = f"{__name__}.{re.sub('[-.]', '_', name.lower())}"
+        if module.rpartition(".")[2].isidentifier() and importlib.util.find_spec(module):
+            return getattr(importlib.import_module(module), "HANDLERS", {})
+    return None
+
+
 def _row(case: Case, differences: Sequence[Mapping[str, str]]) -> Row:
-    name = case.system.replace("-", "_")
     known = [
         entry
         for entry in differences
@@ -134,9 +142,10 @@ def _row(case: Case, differences: Sequence[Mapping[str, str]]) -> Row:
 
     if not case.info:
         return row("skip", "this file is no recorded case: a case is a JSON object")
-    if not name.isidentifier() or importlib.util.find_spec(f"{__name__}.{name}") is None:
+    found = handlers(case)
+    if found is None:
         return row("skip", f"nothing here computes the system {case.system} yet")
-    handler = getattr(importlib.import_module(f"{__name__}.{name}"), "HANDLERS", {}).get(case.object)
+    handler = found.get(case.object)
     if handler is None:
         return row("skip", f"nothing here computes {case.object} of {case.system} yet")
     try:
@@ -170,6 +179,8 @@ def _same(ours: Any, theirs: Any) -> bool:
     """Equal; numbers to float32's rounding (originals compute boxes in it), because a table states no tolerance."""
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
         return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return list(ours) == list(theirs) and all(_same(ours[key], theirs[key]) for key in ours)
     if isinstance(ours, float) and isinstance(theirs, (int, float)):
         return abs(ours - theirs) <= 1e-4 + 1e-6 * abs(theirs)
     return ours == theirs
