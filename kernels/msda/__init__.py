@@ -10,70 +10,18 @@ say why; no error of a back end is swallowed.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 
-from msda import reference
+from msda import ops, reference
+from msda.backends import BACKENDS, VARIABLE, Choice, State, choose, module, states
+from msda.contract import Pairs, check, check_reference, pairs
 
-__all__ = ["BACKENDS", "Choice", "State", "choose", "ms_deform_attn", "states"]
-
-BACKENDS = ("reference",)
-"""Best first. The compiled ones (cuda, triton, cpu) will stand before the reference."""
-
-VARIABLE = "MSDA_BACKEND"
-
-
-@dataclass(frozen=True)
-class State:
-    """Whether a back end can run here, and in one sentence why or what would help."""
-
-    name: str
-    ready: bool
-    why: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The back end that will run, and why it is this one."""
-
-    name: str
-    why: str
-
-
-def states(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[State, ...]:
-    """Every back end this version knows, best first, for tensors on that device and of that type."""
-    return (State("reference", True, f"plain torch runs on every device ({device}) and float type ({_short(dtype)})"),)
-
-
-def choose(device: str = "cpu", dtype: torch.dtype = torch.float32, backend: str | None = None) -> Choice:
-    """Which back end runs: the argument, else the variable MSDA_BACKEND, else the first that is ready. ValueError for
-    one that cannot run.
-    """
-    forced, by = (
-        (backend, "the caller")
-        if backend is not None
-        else (os.environ.get(VARIABLE) or None, f"the variable {VARIABLE}")
-    )
-    known = states(device, dtype)
-    if forced is None:
-        state = next(state for state in known if state.ready)
-        return Choice(state.name, f"the fastest that is ready: {state.why}")
-    for state in known:
-        if state.name == forced:
-            if not state.ready:
-                raise ValueError(f"the back end {forced!r}, asked for by {by}, cannot run here: {state.why}")
-            return Choice(forced, f"asked for by {by}")
-    raise ValueError(
-        f"no back end {forced!r} (asked for by {by}): choose one of {', '.join(state.name for state in known)}"
-    )
+__all__ = ["BACKENDS", "VARIABLE", "Choice", "State", "choose", "ms_deform_attn", "ms_deform_attn_fused", "states"]
 
 
 def ms_deform_attn(
     value: torch.Tensor,
-    spatial_shapes: torch.Tensor | Sequence[tuple[int, int]],
+    spatial_shapes: torch.Tensor | Pairs,
     sampling_locations: torch.Tensor,
     attention_weights: torch.Tensor,
     backend: str | None = None,
@@ -92,102 +40,49 @@ def ms_deform_attn(
     half: they should.
     `backend` forces one back end (`choose` says which would run). ValueError for shapes that do not fit together.
     """
-    shapes = _shapes(spatial_shapes)
-    _check(value, shapes, sampling_locations, attention_weights)
-    choose(value.device.type, value.dtype, backend)
-    # The reference is called as plain torch, so that autograd keeps what it sampled instead of sampling twice; compiled
-    # back ends go through
-    # the operator below.
-    return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+    shapes = pairs(spatial_shapes)
+    check(value, shapes, sampling_locations, attention_weights)
+    return _run("forward", value, shapes, (sampling_locations, attention_weights), backend)
 
 
-def _shapes(spatial_shapes: torch.Tensor | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    pairs = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else list(spatial_shapes)
-    if (
-        not isinstance(pairs, list)
-        or not pairs
-        or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
-    ):
-        raise ValueError(f"spatial_shapes must hold a (height, width) for each level, got {pairs}")
-    return [(int(height), int(width)) for height, width in pairs]
-
-
-def _check(value: torch.Tensor, shapes: list[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor) -> None:
-    if value.dim() != 4 or locations.dim() != 6 or weights.dim() != 5:
-        raise ValueError(
-            "expected value [N,S,M,D], locations [N,Q,M,L,P,2] and weights [N,Q,M,L,P], "
-            f"got {list(value.shape)}, {list(locations.shape)} and {list(weights.shape)}"
-        )
-    batch, length, heads, _ = value.shape
-    if length != sum(height * width for height, width in shapes):
-        raise ValueError(f"value has {length} places, but the levels {shapes} hold {sum(h * w for h, w in shapes)}")
-    if locations.shape[:5] != weights.shape or locations.shape[5] != 2:
-        raise ValueError(
-            f"locations {list(locations.shape)} and weights {list(weights.shape)} do not name the same samples"
-        )
-    if (locations.shape[0], locations.shape[2], locations.shape[3]) != (batch, heads, len(shapes)):
-        raise ValueError(
-            f"locations {list(locations.shape)} do not fit {batch} pictures, {heads} heads and {len(shapes)} levels"
-        )
-    if not all(tensor.is_floating_point() for tensor in (value, locations, weights)):
-        raise ValueError("value, locations and weights must be floating point")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-# The same function as a torch operator: one node for export and compilation, and the door for compiled back ends. Its
-# backward is an
-# operator too; neither has a second derivative (the plain function above has).
-
-
-@torch.library.custom_op("msda::ms_deform_attn", mutates_args=())
-def _forward(
-    value: torch.Tensor, spatial_shapes: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    shapes = _shapes(spatial_shapes)
-    _check(value, shapes, locations, weights)
-    return reference.ms_deform_attn(value, shapes, locations, weights)
-
-
-@_forward.register_fake
-def _(
-    value: torch.Tensor, spatial_shapes: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-@torch.library.custom_op("msda::ms_deform_attn_backward", mutates_args=())
-def _backward(
-    grad: torch.Tensor,
+def ms_deform_attn_fused(
     value: torch.Tensor,
-    spatial_shapes: torch.Tensor,
-    locations: torch.Tensor,
-    weights: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return reference.ms_deform_attn_backward(grad, value, _shapes(spatial_shapes), locations, weights)
+    spatial_shapes: torch.Tensor | Pairs,
+    reference_points: torch.Tensor,
+    offsets: torch.Tensor,
+    logits: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """The same from the raw projections: softmax of the logits and arithmetic of the locations happen inside.
+
+    value, spatial_shapes, result            as in `ms_deform_attn`
+    reference_points    [1 or N, Q, 1 or L, 2 or 4]   points (x, y) or boxes (centre x, centre y, width, height), 0..1
+    offsets             [N, Q, M, L, P, 2]   (x, y): in pixels of the level around points, in halves of the box's size
+    over P around boxes
+    logits              [N, Q, M, L, P]      the weights before the softmax over levels and points together
+    mask                [N, S] bool          True where a place is padding and counts as zero
+
+    Locations and weights are computed in the widest type among the inputs and float32. ValueError for shapes that do
+    not fit together.
+    """
+    shapes = pairs(spatial_shapes)
+    check(value, shapes, offsets, logits, "offsets", "logits")
+    check_reference(value, shapes, reference_points, offsets, mask)
+    return _run("forward_fused", value, shapes, (reference_points, offsets, logits, mask), backend)
 
 
-@_backward.register_fake
-def _(
-    grad: torch.Tensor,
-    value: torch.Tensor,
-    spatial_shapes: torch.Tensor,
-    locations: torch.Tensor,
-    weights: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
-
-
-def _remember(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradient(ctx, grad):
-    value, spatial_shapes, locations, weights = ctx.saved_tensors
-    grad_value, grad_locations, grad_weights = _backward(grad, value, spatial_shapes, locations, weights)
-    return grad_value, None, grad_locations, grad_weights
-
-
-_forward.register_autograd(_gradient, setup_context=_remember)
+def _run(
+    way: str, value: torch.Tensor, shapes: Pairs, rest: tuple[torch.Tensor | None, ...], backend: str | None
+) -> torch.Tensor:
+    """Call the chosen back end the cheapest way that keeps what is asked: gradients, compilation."""
+    operator = ops.OPERATORS[way]
+    if torch.compiler.is_compiling():  # one node in the graph; the back end is chosen when it runs
+        return operator(value, ops.flat(shapes), *rest, backend or "")
+    chosen = module(choose(value.device.type, value.dtype, backend).name)
+    tensors = (value, *rest)
+    if chosen is not reference and torch.is_grad_enabled():
+        if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+            return operator(value, ops.flat(shapes), *rest, backend or "")
+    # The reference is called as plain torch, so that autograd keeps what it sampled instead of sampling twice.
+    return getattr(chosen, way)(value, shapes, *rest)
