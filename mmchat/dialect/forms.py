@@ -24,7 +24,8 @@ class Scaled:
     """Numbers 0..scale from edge to edge of the fitted picture (0: its pixels), printed with `decimals`, in `order`.
 
     `step` says how a value becomes a whole number where decimals is 0: rounded, cut off, or the number of the bin (read
-    at its centre).
+    at its centre). Some models waver, and their own readers know it: four numbers whose sum is less than
+    `fractions_below` are fractions, numbers of which one is more than `thousandths_above` are thousandths.
     """
 
     scale: float = 1.0
@@ -33,10 +34,16 @@ class Scaled:
     step: Literal["round", "floor", "bin"] = "round"
     largest: float | None = None  # largest number written; None: the scale
     width: int = 0  # digits, padded with zeros
+    fractions_below: float = 0.0
+    thousandths_above: float = math.inf
 
     def read(self, numbers: Sequence[float], scene: Scene) -> Place | None:
         """The place that 2, 4, or 6 and more (a polygon) numbers stand for, or None; neither clipped nor ordered."""
         across, down = (self.scale, self.scale) if self.scale else (scene.size[0] or 1, scene.size[1] or 1)
+        if len(numbers) == 4 and sum(numbers) < self.fractions_below:
+            across = down = 1.0
+        elif self.thousandths_above < math.inf and max(numbers) > self.thousandths_above:
+            across = down = 1000.0
         shift = 0.5 if self.step == "bin" else 0.0
         if self.order == "yxyx":
             numbers = [number for y, x in zip(numbers[::2], numbers[1::2], strict=False) for number in (x, y)]
@@ -152,17 +159,25 @@ class Form:
         return re.compile(self.number)
 
     @property
+    def _inside(self) -> str:
+        """One character of the body; a digit of any script is a digit."""
+        return f"[{self.body}]".replace("0-9", r"\d")
+
+    @property
     def pattern(self) -> str:
         most = 40 if self.run else LONGEST
-        return f"{either(self.open)}[{self.body}]{{0,{most}}}{either(self.close)}"
+        return f"{either(self.open)}{self._inside}{{0,{most}}}{either(self.close)}"
 
     @property
     def half(self) -> str:
+        return "|".join([*(starts(mark) for mark in self.open if len(mark) > 1), self.open_end])
+
+    @property
+    def open_end(self) -> str:
+        """The mark once it is open, up to the beginning of what closes it."""
         most = 40 if self.run else LONGEST
-        parts = [starts(mark) for mark in self.open if len(mark) > 1]
         closes = "|".join(starts(mark) for mark in self.close if len(mark) > 1)
-        parts.append(f"{either(self.open)}[{self.body}]{{0,{most}}}{f'(?:{closes})?' if closes else ''}")
-        return "|".join(parts)
+        return f"{either(self.open)}{self._inside}{{0,{most}}}{f'(?:{closes})?' if closes else ''}"
 
     def counts(self, count: int) -> int:
         """How many of `count` numbers make one place; 0 where they make none."""

@@ -228,6 +228,9 @@ class _Reading:
             )
 
     def _settled(self, numbers: list[float], where: tuple[int, int]) -> Place | None:
+        if len(numbers) > 4:
+            self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers, the first four were kept"))
+            numbers = numbers[:4]
         if len(numbers) not in (2, 4):
             self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers"))
             return None

@@ -41,6 +41,11 @@ class Marks:
     @cached_property
     def whole(self) -> re.Pattern[str]:
         parts = [f"(?P<f{index}>{form.pattern})" for index, form in enumerate(self.forms)]
+        if open_ends := [
+            form.open_end for form in self.forms if not form.run and not form.plain and len(self.forms) > 1
+        ]:
+            # Else another form would read the inside of a mark whose end has not come yet.
+            parts.insert(0, f"(?P<h>(?:{'|'.join(open_ends)})\\Z)")
         if self.phrase:
             opens, closes = (self.phrase[:1], (*self.phrase[1:], *self.ends))
             parts += [f"(?P<o>{either(opens)})"] if self.phrase[0] else []

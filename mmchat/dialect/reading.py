@@ -5,11 +5,12 @@ Linear in the text; never raises; what it makes of a beginning is a beginning of
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import TYPE_CHECKING
 
-from mmchat.dialect.forms import Form, Index
+from mmchat.dialect.forms import Form, Index, Scaled
 from mmchat.dialect.phrases import phrase_before, whole_words
 from mmchat.dialect.spans import Dropped, Grounded, Scene, Span, settle
 from mmchat.geometry import Place
@@ -47,6 +48,8 @@ class _Reading:
     def read(self, text: str) -> Grounded:
         at = 0
         for match in self.dialect.whole.finditer(text):
+            if match.lastgroup == "h":
+                break
             self._text(text[at : match.start()])
             self._mark(match)
             at = match.end()
@@ -55,9 +58,11 @@ class _Reading:
         # One character is no evidence of a mark that was cut off: "2 <" stays as it is once the text has ended.
         if half and self.final and len(half.group()) < 2:
             half = None
-        if half and self.final:
-            self.dropped.append(Dropped(at + half.start(), len(text), "cut off"))
         self._text(tail[: half.start()] if half else tail)
+        if half and self.final:
+            kept = self._salvage(text, at + half.start())
+            reason = "cut off: the whole places were kept" if kept else "cut off"
+            self.dropped.append(Dropped(at + half.start(), len(text), reason))
         if self.final:
             self._flush_run()
             self._settle_waiting()
@@ -186,30 +191,53 @@ class _Reading:
     def _places(self, form: Form, match: re.Match[str]) -> bool:
         """Places of one mark; False where it is no mark but prose in the same brackets."""
         text, begin, stop = match.string, *match.span()
-        chunks: list[tuple[list[float], tuple[int, int]]] = []
+        chunks: list[tuple[list[float], tuple[int, int], bool]] = []
         for part in [*form.parts.finditer(text, begin, stop), None]:
             end = part.start() if part else stop
             found = [*form.numbers.finditer(text, begin, end)] if end > begin else ()
             if found:
                 values = [float(value) for number in found for value in number.groups()]
-                chunks.append((values, (found[0].start(), found[-1].end())))
+                glued = any(one.end() == other.start() for one, other in itertools.pairwise(found))  # 10+2, 0.1.2
+                chunks.append((values, (found[0].start(), found[-1].end()), glued))
             begin = part.end() if part else end
-        if form.plain and not any(form.meant(numbers) for numbers, _ in chunks):
+        if form.plain and not any(form.meant(numbers) for numbers, _, _ in chunks):
             return False
         self._flush_run()
         self._gap()
         if not chunks:
             self._mark_without_numbers(form, match)
-        for numbers, where in chunks:
+        for numbers, where, glued in chunks:
             counts = form.counts(len(numbers))
             if counts == len(numbers):
                 self._place(form, numbers, where)
                 continue
-            if not counts:
+            if not counts and len(numbers) > 4 and not form.plain and not glued and isinstance(form.code, Scaled):
+                self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers, the first four were kept"))
+                self._place(form, numbers[:4], where)
+            elif not counts:
                 self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers"))
             for at in range(0, len(numbers) if counts else 0, counts or 1):
                 self._place(form, numbers[at : at + counts], where)
         return True
+
+    def _salvage(self, text: str, begin: int) -> bool:
+        """The boxes that stand whole in a mark that the end of the text cuts off; whether there are any."""
+        kept = False
+        for form in self.dialect.forms:
+            if form.run or form.pairs or not isinstance(form.code, Scaled) or not text.startswith(form.open, begin):
+                continue
+            start = begin
+            for part in [*form.parts.finditer(text, begin), None]:
+                end = part.start() if part else len(text)
+                found = [*form.numbers.finditer(text, start, end)] if end > start else []
+                start = part.end() if part else end
+                if len(found) == 4 and found[-1].end() < len(text):  # a number at the very end may go on
+                    self._gap()
+                    values = [float(number.group(1)) for number in found]
+                    self._place(form, values, (found[0].start(), found[-1].end()))
+                    kept = True
+            break
+        return kept
 
     def _mark_without_numbers(self, form: Form, match: re.Match[str]) -> None:
         """The k-th such mark stands for the scene's k-th group of candidates."""

@@ -6,6 +6,8 @@ cropped.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmchat.dialect.forms import NUMBER, Cells, Form, Index, Scaled, brackets
 from mmchat.dialect.listing import Json
 from mmchat.dialect.marks import Marks
@@ -99,6 +101,7 @@ POCKET = Marks(
 
 # models of other houses
 
+_BARE = brackets(1000, 0, double=True, join=", ")  # how a mark's inside is read where the model left out the mark
 QWEN_VL = Marks(
     "qwen_vl",
     (
@@ -131,9 +134,10 @@ INTERNVL = Marks(
     "internvl",
     (
         Form(
-            ("<box>",), LIST, ("</box>",), Scaled(1000, 0), "[{}, {}, {}, {}]", "[{}, {}]", join=", ",
-            wrap=("[", "]"),
+            ("<box>",), LIST, ("</box>",), Scaled(1000, 0, fractions_below=4), "[{}, {}, {}, {}]", "[{}, {}]",
+            join=", ", wrap=("[", "]"),
         ),
+        replace(_BARE, code=Scaled(1000, 0, fractions_below=4)),
     ),
     phrase=REF,
     silent=("<|im_end|>",),
@@ -276,7 +280,10 @@ GEMINI = Json(
 )
 KIMI_VL = Json("kimi_vl", code=Scaled(1, 3), example='[{"bbox_2d": [0.280, 0.500, 0.520, 0.700], "label": "cup"}]')
 LFM_VL = Json(
-    "lfm_vl", code=Scaled(1, 2), box=("bbox",), example='[{"label": "dog", "bbox": [0.10, 0.21, 0.46, 0.78]}]'
+    "lfm_vl",
+    code=Scaled(1, 2, thousandths_above=1.5),
+    box=("bbox",),
+    example='[{"label": "dog", "bbox": [0.10, 0.21, 0.46, 0.78]}]',
 )
 
 DIALECTS: dict[str, Marks | Json] = {
