@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmchat.families.pocket import FAMILY
 from mmchat.nets import chooser, colours, evidence
+from mmchat.nets.clue import Clue, write_clue
 from mmchat.nets.efficientnet import EfficientNetLite
 from mmchat.nets.nanodet import NanoDet
 from mmchat.nets.phrases import CLASSES, THINGS, Lexicon, lines
@@ -157,6 +160,23 @@ def test_more_drawn_regions_than_marks_leave_no_candidate_without_one(eyes):
 def test_a_phrase_never_means_a_drawn_region(eyes, viewed):
     choice = eyes.choose(viewed, "the red cup left of the plate")
     assert choice.best >= viewed.drawn and len(choice.logits) == len(viewed.boxes) and 0 <= choice.present <= 1
+
+
+def test_a_thing_without_a_seat_among_the_candidates_is_found_by_its_numbers(eyes, viewed, monkeypatch):
+    place = 3
+    looked = viewed.looked
+    scores, places = torch.zeros_like(looked.scores), looked.places.clone()
+    scores[place, 7], places[place] = 0.9, torch.tensor([0.6, 0.5, 0.7, 0.6])
+    facts = replace(viewed.facts, things=torch.zeros_like(viewed.facts.things))
+    crowded = replace(viewed, looked=replace(looked, scores=scores, places=places), facts=facts)
+    near = torch.zeros(THINGS + CLASSES).index_fill(0, torch.tensor([7]), 1.0)
+    monkeypatch.setattr(eyes, "likeness", lambda texts: near.expand(len(texts), -1))
+    monkeypatch.setattr(eyes, "names", lambda viewed, index, most=5: (("keyboard", 1.0),))
+    choice = eyes.choose(crowded, "the keyboard")
+    assert choice.late is not None and choice.late.boxes[-1].tolist() == pytest.approx([0.6, 0.5, 0.7, 0.6])
+    assert len(choice.logits) == len(viewed.boxes)
+    (found,) = eyes.clue(crowded, "Where is the keyboard?").found
+    assert found.index is None and "[0.60,0.50,0.70,0.60] keyboard" in write_clue(Clue("keyboard", True, (found,)))
 
 
 def test_the_untrained_score_prefers_what_detector_and_phrase_agree_on():

@@ -153,6 +153,15 @@ class Facts:
     classes: torch.Tensor
     colours: torch.Tensor
 
+    def rows(self, which: slice) -> Facts:
+        """What is known of some of the regions."""
+        return Facts(self.boxes[which], self.things[which], self.classes[which], self.colours[which])
+
+    def joined(self, other: Facts) -> Facts:
+        """These regions, then the others."""
+        mine = (self.boxes, self.things, self.classes, self.colours)
+        return Facts(*map(torch.cat, zip(mine, (other.boxes, other.things, other.classes, other.colours), strict=True)))
+
 
 @dataclass(frozen=True)
 class Likeness:

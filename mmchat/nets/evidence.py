@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from mmchat.nets.scenes import SCENES, scenes
 GREY = 114.0  # what the letterbox is filled with
 CROP, MARGIN = 128, 0.1  # pixels of a region's crop, and how far it reaches over the region
 PROPOSALS, LEAST, OVERLAP = 24, 0.04, 0.6
+LATE = 3  # places beyond the candidates that a phrase may call up
 MOST = 63  # candidates that the language model has index tokens for
 
 
@@ -79,13 +80,15 @@ class Choice:
     """What a phrase means: `logits` [R] (of the user's regions: very low).
 
     `present`: calibrated probability that it is there; `best`: the likeliest candidate; `match` [R]: untrained likeness
-    of each candidate to the phrase's noun, about 0..1.
+    of each candidate to the phrase's noun, about 0..1. `late`: the picture with one more candidate at its end, number
+    R, where a place that found no seat among the candidates fits the phrase better than all of them.
     """
 
     logits: torch.Tensor
     present: float
     best: int
     match: torch.Tensor
+    late: Viewed | None = None
 
 
 class Fuser(nn.Module):
@@ -194,18 +197,45 @@ class Eyes(nn.Module):
         parts = [phrase.head, phrase.noun, phrase.text or "thing", *([phrase.anchor] if phrase.anchor else [])]
         near = self.likeness(parts)
         like = chooser.Likeness(near[0], near[1], near[2], near[3] if phrase.anchor else None)
-        facts, drawn = viewed.facts, viewed.drawn
-        own = chooser.Facts(facts.boxes[drawn:], facts.things[drawn:], facts.classes[drawn:], facts.colours[drawn:])
-        rows, prior = chooser.features(own, phrase, like)
+        drawn, count = viewed.drawn, len(viewed.boxes)
+        late, boxes = self._latecomers(viewed, like)
+        # The whole picture stands last wherever the judges look.
+        own, whole = viewed.facts.rows(slice(drawn, count - 1)), viewed.facts.rows(slice(count - 1, None))
+        facts = own.joined(late).joined(whole)
+        rows, prior = chooser.features(facts, phrase, like)
         weight = next(self.chooser.parameters())
         mask = torch.ones(1, len(prior), dtype=torch.bool, device=weight.device)
         votes = self.chooser(rows[None].to(weight), prior[None].to(weight), mask)[0].float()
         logits, margin = votes[:-1], float(votes[:-1].logsumexp(0) - votes[-1])
         start, slope = self.calibration.float().tolist()
         present = 1 / (1 + math.exp(-max(-30.0, min(30.0, (margin - start) * slope))))
-        padded = torch.cat((logits.new_full((drawn,), -1e4), logits))
-        match = torch.cat((rows.new_zeros(drawn), rows[:, 6]))
-        return Choice(padded, present, int(padded.argmax()), match)
+        first = count - drawn - 1
+        best = int(logits.argmax()) - first
+        seated = torch.tensor([row for row in range(len(logits)) if not first <= row < first + len(boxes)])
+        padded = torch.cat((logits.new_full((drawn,), -1e4), logits[seated]))
+        match = torch.cat((rows.new_zeros(drawn), rows[seated, 6]))
+        known = None
+        if 0 <= best < len(boxes):
+            known = replace(
+                viewed,
+                boxes=torch.cat((viewed.boxes, boxes[best : best + 1])),
+                facts=viewed.facts.joined(late.rows(slice(best, best + 1))),
+            )
+        return Choice(padded, present, int(padded.argmax()), match, known)
+
+    def _latecomers(self, viewed: Viewed, like: chooser.Likeness) -> tuple[chooser.Facts, torch.Tensor]:
+        """Places [k, 4] where the detector saw what the phrase names, but that had no seat among the candidates: other
+        things outdid them. They are looked at like candidates.
+        """
+        looked = viewed.looked
+        named = torch.maximum(chooser.sharpen(like.head), chooser.sharpen(like.noun))[:THINGS]
+        score = (looked.scores * named).amax(-1) * (iou(looked.places.clamp(0, 1), viewed.boxes).amax(-1) < 0.5)
+        order = score.argsort(descending=True)[:50]
+        order = order[score[order] > LEAST]
+        order = order[nms(looked.places[order].clamp(0, 1), score[order], 0.5)[:LATE]]
+        boxes = within(looked.places[order].clamp(0, 1), looked.area)
+        classes, shares = self._look_at(looked.pixels, looked.levels[-1], boxes)
+        return chooser.Facts(outside_in(boxes, looked.area), looked.scores[order], classes, shares), boxes
 
     def names(self, viewed: Viewed, index: int, most: int = 5) -> tuple[tuple[str, float], ...]:
         """What a person may call a candidate: short everyday nouns, the likeliest first, with shares that sum to
@@ -234,7 +264,8 @@ class Eyes(nn.Module):
         own = [name for name, share in self.names(viewed, index, 3) if share > 0.05] or ["thing"]
         words = tuple(dict.fromkeys([first, *own] if first else own))[:2]
         place = place_of(viewed.facts.boxes[index].tolist())
-        return Seen(index, words, self.colour(viewed, index), place, tuple(viewed.boxes[index].tolist()))
+        number = index if index < len(viewed.regions) else None  # a latecomer: the language model has no vector of it
+        return Seen(number, words, self.colour(viewed, index), place, tuple(viewed.boxes[index].tolist()))
 
     def all_of(self, viewed: Viewed, text: str) -> tuple[int, ...]:
         """Every candidate that the phrase fits, best first; () where the phrase is not there."""
@@ -288,6 +319,8 @@ class Eyes(nn.Module):
             least = 0.5 if asked.kind in ("find", "there") else 0.0 if asked.kind in ("which", "place") else 0.1
             if choice.present < least:
                 return Clue(asked.phrase, True)
+            if choice.late is not None:
+                return Clue(asked.phrase, True, (self.seen(choice.late, len(viewed.boxes)),))
             return Clue(asked.phrase, True, (self.seen(viewed, choice.best),))
         if asked.kind == "scene":
             return Clue(scene=self.scene(viewed)[:3])
