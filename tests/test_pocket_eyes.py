@@ -162,6 +162,18 @@ def test_a_phrase_never_means_a_drawn_region(eyes, viewed):
     assert choice.best >= viewed.drawn and len(choice.logits) == len(viewed.boxes) and 0 <= choice.present <= 1
 
 
+@pytest.mark.parametrize(("name", "question", "colour"), [
+    ("person", "What do you see?", ""), ("person", "What is @1?", ""), ("cup", "What is @1?", "red"),
+    ("person", "What colour is @1?", "red"), ("man", "What colour is the man?", "red"),
+])  # fmt: skip
+def test_a_person_is_called_by_a_colour_only_when_one_asks_for_it(eyes, viewed, monkeypatch, name, question, colour):
+    monkeypatch.setattr(eyes, "names", lambda viewed, index, most=5: ((name, 1.0),))
+    monkeypatch.setattr(eyes, "colour", lambda viewed, index: "red")
+    monkeypatch.setattr(eyes, "choose", lambda viewed, text: evidence.Choice(torch.zeros(2), 1.0, 1, torch.zeros(2)))
+    clue = eyes.clue(viewed, question)
+    assert {seen.colour for seen in (*clue.about, *clue.seen, *clue.found)} == {colour}
+
+
 def test_a_thing_without_a_seat_among_the_candidates_is_found_by_its_numbers(eyes, viewed, monkeypatch):
     place = 3
     looked = viewed.looked

@@ -259,13 +259,16 @@ class Eyes(nn.Module):
         most, name = share.max(0)
         return colours.NAMES[int(name)] if float(most) > 0.25 else ""
 
-    def seen(self, viewed: Viewed, index: int, first: str = "") -> Seen:
-        """A candidate as the clue says it. `first`: a word it goes by before its own names."""
+    def seen(self, viewed: Viewed, index: int, first: str = "", tinted: bool = False) -> Seen:
+        """A candidate as the clue says it. `first`: a word it goes by before its own names; `tinted`: its colour was
+        asked for. A person is not called by the colour of clothes or skin unless it was.
+        """
         own = [name for name, share in self.names(viewed, index, 3) if share > 0.05] or ["thing"]
         words = tuple(dict.fromkeys([first, *own] if first else own))[:2]
+        colour = self.colour(viewed, index) if tinted or PEOPLE.isdisjoint(words) else ""
         place = place_of(viewed.facts.boxes[index].tolist())
         number = index if index < len(viewed.regions) else None  # a latecomer: the language model has no vector of it
-        return Seen(number, words, self.colour(viewed, index), place, tuple(viewed.boxes[index].tolist()))
+        return Seen(number, words, colour, place, tuple(viewed.boxes[index].tolist()))
 
     def all_of(self, viewed: Viewed, text: str) -> tuple[int, ...]:
         """Every candidate that the phrase fits, best first; () where the phrase is not there."""
@@ -308,8 +311,10 @@ class Eyes(nn.Module):
 
     def answer(self, viewed: Viewed, asked: Question) -> Clue:
         """The clue for a question that was read already."""
+        tinted = asked.kind in ("colour", "colour region", "is")
         if asked.regions:
-            return Clue(about=tuple(self.seen(viewed, index) for index in asked.regions if index < len(viewed.boxes)))
+            known = [index for index in asked.regions if index < len(viewed.boxes)]
+            return Clue(about=tuple(self.seen(viewed, index, tinted=tinted) for index in known))
         if asked.kind in ("all", "count"):
             found = self.all_of(viewed, asked.phrase)
             return Clue(asked.phrase, True, tuple(self.seen(viewed, index, singular(asked.phrase)) for index in found))
@@ -320,8 +325,8 @@ class Eyes(nn.Module):
             if choice.present < least:
                 return Clue(asked.phrase, True)
             if choice.late is not None:
-                return Clue(asked.phrase, True, (self.seen(choice.late, len(viewed.boxes)),))
-            return Clue(asked.phrase, True, (self.seen(viewed, choice.best),))
+                return Clue(asked.phrase, True, (self.seen(choice.late, len(viewed.boxes), tinted=tinted),))
+            return Clue(asked.phrase, True, (self.seen(viewed, choice.best, tinted=tinted),))
         if asked.kind == "scene":
             return Clue(scene=self.scene(viewed)[:3])
         if asked.kind == "talk":
@@ -334,6 +339,8 @@ class Eyes(nn.Module):
 # classifier's probabilities are flattened, and from which cosine to which two names mean the same.
 DETECTOR, SOFTER, ALIKE = 1.2, 0.7, (0.6, 0.95)
 
+
+PEOPLE = frozenset("person man woman boy girl child baby lady gentleman kid human player athlete".split())
 
 # Of several things of one kind each matches at least so well, measured against the best of them.
 SAME = 0.5
