@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box", "Fit", "Frame", "Mask", "Pixels", "Place", "Placement", "Point", "Polygon", "Region", "Resample",
-    "clipped", "open_image", "outline", "region", "region_in",
+    "clipped", "native", "open_image", "outline", "region", "region_in",
 ]  # fmt: skip
 
 Pixels = tuple[float, float, float, float]
@@ -353,6 +353,28 @@ def _moved(
     source = place.array()[np.clip(down, 0, cells_y - 1)][:, np.clip(across, 0, cells_x - 1)]
     inside = ((down >= 0) & (down < cells_y))[:, None] & ((across >= 0) & (across < cells_x))[None, :]
     return Mask.from_array(source & inside)
+
+
+def native(
+    size: tuple[int, int], factor: int = 28, least: int = 56 * 56, most: int = 28 * 28 * 1280
+) -> tuple[int, int]:
+    """The size (width, height) at which models of native resolution see a picture of `size`: both sides multiples of
+    `factor`, the area between `least` and `most` pixels, the shape kept as well as that allows.
+
+    `factor` is 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL. ValueError where a side is more than 200 times the
+    other.
+    """
+    width, height = size
+    if max(width, height) > 200 * min(width, height):
+        raise ValueError(f"A picture of {size[0]} x {size[1]} is too long: one side is more than 200 times the other.")
+    across, down = (max(factor, round(length / factor) * factor) for length in (width, height))
+    if across * down > most:
+        shrink = math.sqrt(width * height / most)
+        return max(factor, int(width / shrink / factor) * factor), max(factor, int(height / shrink / factor) * factor)
+    if across * down < least:
+        grow = math.sqrt(least / (width * height))
+        return math.ceil(width * grow / factor) * factor, math.ceil(height * grow / factor) * factor
+    return across, down
 
 
 @dataclass(frozen=True)

@@ -198,10 +198,15 @@ def test_reading_takes_time_linear_in_the_text(name: str, piece: str) -> None:
 
 def step(dialect: Marks | Json, size: tuple[int, int]) -> float:
     """The coarsest distance between two numbers that a dialect can write, in the unit square."""
-    code = dialect.code if isinstance(dialect, Json) else dialect.forms[-1].code
-    if isinstance(code, Cells):
-        return 1 / code.side
-    return 10**-code.decimals / (code.scale or min(size)) if isinstance(code, Scaled) else 1e-9
+    codes = [dialect.code] if isinstance(dialect, Json) else [form.code for form in dialect.forms]
+    return max(
+        1 / code.side
+        if isinstance(code, Cells)
+        else 10**-code.decimals / (code.scale or min(size))
+        if isinstance(code, Scaled)
+        else 1e-9
+        for code in codes
+    )
 
 
 @pytest.mark.parametrize("way", ["squash", "pad", "pad_end"])
@@ -220,7 +225,8 @@ def test_draw_write_read_draw_is_the_same_within_one_step(name: str, way: str) -
                 continue
             scene = Scene((fitted,) if name in ("groma", "llava_grounding") else (), placement.fitted)
             read = DIALECTS[name].read(DIALECTS[name].write((fitted,), "the thing", scene), scene)
-            assert read.text == "the thing" and len(read.spans) == 1 and not read.dropped
+            named = "" if name == "moondream" else "the thing"  # its functions return places alone
+            assert read.text == named and len(read.spans) == 1 and not read.dropped
             (place,) = read.spans[0].places
             wanted = corners(fitted.centre) if isinstance(place, Point) else corners(fitted)
             assert corners(place) == pytest.approx(wanted, abs=1.001 * step(DIALECTS[name], placement.fitted))

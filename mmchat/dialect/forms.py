@@ -122,11 +122,28 @@ class Index:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Sixteen numbers of a codebook that stand for a mask inside the box before them (PaliGemma). Only the model's own
+    mask decoder can draw it, so the numbers are kept in the report.
+    """
+
+    largest: int = 127
+    tolerance = 0.0
+
+    def read(self, numbers: Sequence[float], scene: Scene) -> Place | None:
+        return None
+
+    def write(self, place: Place, scene: Scene) -> tuple[str, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
 class Form:
     """One way in which places stand in the text: an opening mark, characters of `body` only, a closing mark.
 
     `body` is the inside of a regular character class and must not be able to hold `open`: so reading stays linear.
     `run` above 0 says that each mark holds one number and that so many in a row make a place (`<loc_12>` four times).
+    A mark with no closing mark ends where the characters of `body` end.
     Otherwise one mark holds one or several places, parted by `split`. `several`: whether more places are written into
     one mark, joined by `join`, or into marks of their own with `join` between them. `number`: a pattern of a number,
     or of a pair, in its groups. `polygons`: six numbers and more are an outline. `pairs`: two numbers are a point,
@@ -137,7 +154,7 @@ class Form:
     open: tuple[str, ...]
     body: str
     close: tuple[str, ...]
-    code: Scaled | Cells | Index
+    code: Scaled | Cells | Index | Segments
     place: str = "{},{},{},{}"
     point: str | None = None
     join: str = ";"
@@ -181,6 +198,8 @@ class Form:
 
     def counts(self, count: int) -> int:
         """How many of `count` numbers make one place; 0 where they make none."""
+        if isinstance(self.code, Segments):
+            return 0
         if isinstance(self.code, Index | Cells):
             least = 1 if isinstance(self.code, Index) else 2
             return least if count % least == 0 else 0
@@ -230,6 +249,8 @@ class Form:
 
 
 def either(marks: Sequence[str]) -> str:
+    if tuple(marks) == ("",):
+        return ""
     return "(?:" + "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)) + ")"
 
 

@@ -31,6 +31,7 @@ ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 class Json:
     """A dialect of objects: the keys of boxes, points and labels, and the code of their numbers.
 
+    `corners`: the keys of a box whose numbers stand in the object itself, `spot` those of a point.
     `way`: how the picture is fitted that numbers refer to. A bare list of numbers is read as a place without a label.
     """
 
@@ -39,11 +40,15 @@ class Json:
     box: tuple[str, ...] = ("bbox_2d",)
     point: tuple[str, ...] = ("point_2d",)
     label: tuple[str, ...] = ("label",)
+    corners: tuple[str, ...] = ()
+    spot: tuple[str, ...] = ()
     way: Fit = "squash"
     example: str = ""
 
     def write(self, places: Sequence[Place], phrase: str | None = None, scene: Scene = Scene()) -> str:  # noqa: B008
         """The numbers alone where there is no phrase, as in a question; else the list a model would answer with."""
+        if self.corners:
+            return self._objects(places, scene)
         lists = []
         for place in places:
             pointed = isinstance(place, Point)
@@ -53,6 +58,18 @@ class Json:
             return ", ".join(numbers for _, numbers in lists)
         named = phrase.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return "[" + ", ".join(f'{{"{key}": {numbers}, "{self.label[0]}": "{named}"}}' for key, numbers in lists) + "]"
+
+    def _objects(self, places: Sequence[Place], scene: Scene) -> str:
+        """Places as the dictionary that a model's own functions return."""
+        written: dict[str, list[str]] = {"objects": [], "points": []}
+        for place in places:
+            pointed = isinstance(place, Point)
+            numbers = self.code.write(place if pointed else outline(place), scene)
+            named = zip(self.spot if pointed else self.corners, numbers, strict=True)
+            inside = ", ".join(f'"{key}": {number}' for key, number in named)
+            written["points" if pointed else "objects"].append(f"{{{inside}}}")
+        lists = ", ".join(f'"{key}": [{", ".join(objects)}]' for key, objects in written.items() if objects)
+        return f"{{{lists}}}"
 
     def read(self, text: str, scene: Scene = Scene(), final: bool = True) -> Grounded:  # noqa: B008
         """Clean words, phrases with places, and what was dropped."""
@@ -69,6 +86,7 @@ class _Level:
     numbers: list[float] = field(default_factory=list)
     where: tuple[int, int] = (0, 0)
     places: list[tuple[list[float], tuple[int, int]]] = field(default_factory=list)
+    named: dict[str, tuple[float, tuple[int, int]]] = field(default_factory=dict)  # numbers under keys of their own
 
 
 class _Reading:
@@ -176,12 +194,13 @@ class _Reading:
         fence = re.compile(r"\s*```").match(text, at) if fenced else None
         return fence.end() if fence else at
 
-    @staticmethod
-    def _number(levels: list[_Level], number: float, where: tuple[int, int]) -> None:
+    def _number(self, levels: list[_Level], number: float, where: tuple[int, int]) -> None:
         if not levels:
             return
         level = levels[-1]
         if level.curly:
+            if level.key in self.dialect.corners or level.key in self.dialect.spot:
+                level.named[level.key] = (number, where)
             return
         level.where = (level.where[0] if level.numbers else where[0], where[1])
         level.numbers.append(number)
@@ -201,6 +220,14 @@ class _Reading:
             elif level.places and outer is not None and outer.curly:
                 outer.places += level.places
             return bool(level.places)
+        for keys in (dialect.corners, dialect.spot) if level.named else ():
+            given = [level.named[key] for key in keys if key in level.named]
+            if given and len(given) == len(keys):
+                level.places.append(([number for number, _ in given], (given[0][1][0], given[-1][1][1])))
+            elif given:
+                self.dropped.append(
+                    Dropped(given[0][1][0], given[-1][1][1], f"wrong count: {len(given)} of {len(keys)}")
+                )
         if level.places:
             self._object(level, prose)
             return True

@@ -40,6 +40,15 @@ class Marks:
 
     @cached_property
     def whole(self) -> re.Pattern[str]:
+        """Every mark of a text that has ended."""
+        return self._every(growing=False)
+
+    @cached_property
+    def growing(self) -> re.Pattern[str]:
+        """The same while the text grows: a mark without an end may go on where the text stops."""
+        return self._every(growing=True)
+
+    def _every(self, growing: bool) -> re.Pattern[str]:
         parts = [f"(?P<f{index}>{form.pattern})" for index, form in enumerate(self.forms)]
         if open_ends := [
             form.open_end for form in self.forms if not form.run and not form.plain and len(self.forms) > 1

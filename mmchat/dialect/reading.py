@@ -10,7 +10,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from mmchat.dialect.forms import Form, Index, Scaled
+from mmchat.dialect.forms import Form, Index, Scaled, Segments
 from mmchat.dialect.phrases import phrase_before, whole_words
 from mmchat.dialect.spans import Dropped, Grounded, Scene, Span, settle
 from mmchat.geometry import Place
@@ -47,7 +47,7 @@ class _Reading:
 
     def read(self, text: str) -> Grounded:
         at = 0
-        for match in self.dialect.whole.finditer(text):
+        for match in (self.dialect.whole if self.final else self.dialect.growing).finditer(text):
             if match.lastgroup == "h":
                 break
             self._text(text[at : match.start()])
@@ -173,7 +173,7 @@ class _Reading:
         self._gap()
         self.running = form
         self.run.append((float(number.group(1)) if number else math.inf, match.start(), match.end()))
-        if len(self.run) == form.run and not form.polygons:
+        if len(self.run) == form.run:
             numbers, where = [number for number, _, _ in self.run], (self.run[0][1], match.end())
             self.run = []
             self._place(form, numbers, where)
@@ -183,7 +183,7 @@ class _Reading:
             return
         numbers, where, form = [number for number, _, _ in self.run], (self.run[0][1], self.run[-1][2]), self.running
         self.run = []
-        if form.polygons and len(numbers) >= 6 and len(numbers) % 2 == 0:
+        if form.polygons and form.run > 8 and len(numbers) >= 6 and len(numbers) % 2 == 0:
             self._place(form, numbers, where)
         else:
             self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} where {form.run} belong together"))
@@ -224,8 +224,15 @@ class _Reading:
         """The boxes that stand whole in a mark that the end of the text cuts off; whether there are any."""
         kept = False
         for form in self.dialect.forms:
-            if form.run or form.pairs or not isinstance(form.code, Scaled) or not text.startswith(form.open, begin):
+            if form.run or form.plain or not isinstance(form.code, Scaled) or not text.startswith(form.open, begin):
                 continue
+            if form.pairs:
+                for match in form.numbers.finditer(text, begin, len(text)):
+                    if match.end() < len(text):
+                        self._gap()
+                        self._place(form, [float(value) for value in match.groups()], match.span())
+                        kept = True
+                break
             start = begin
             for part in [*form.parts.finditer(text, begin), None]:
                 end = part.start() if part else len(text)
@@ -309,6 +316,8 @@ class _Reading:
         place = form.code.read(numbers, self.scene)
         if place is None:
             reason = f"out of range: {numbers}"
+            if isinstance(form.code, Segments):
+                reason = f"a mask that only the model's decoder can draw: {[int(number) for number in numbers]}"
             if isinstance(form.code, Index):
                 reason = f"unknown index {int(numbers[0])}: there are {len(self.scene.candidates)} candidates"
             self.dropped.append(Dropped(*where, reason))

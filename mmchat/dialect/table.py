@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mmchat.dialect.forms import NUMBER, Cells, Form, Index, Scaled, brackets
+from mmchat.dialect.forms import NUMBER, Cells, Form, Index, Scaled, Segments, brackets
 from mmchat.dialect.listing import Json
 from mmchat.dialect.marks import Marks
 
@@ -196,9 +196,16 @@ COGVLM = Marks(
     space="",
     example="a dog[[105,211,460,780;007,045,100,200]]",
 )  # fmt: skip
-GLM_V = Marks(
+_GLM = replace(brackets(1000, 0, double=True, point=True, join=", "), polygons=True)
+GLM_V = Marks(  # the vendor's reader takes every kind of bracket
     "glm_v",
-    (brackets(1000, 0, double=True, point=True, join=", "),),
+    (
+        _GLM,
+        replace(_GLM, open=("<bbox>",), close=("</bbox>",), body=r"-+0-9.,; \t\n\[\]", plain=False),
+        replace(_GLM, open=("{{", "{"), close=("}}", "}")),
+        replace(_GLM, open=("((", "("), close=("))", ")")),
+        replace(_GLM, open=("<",), close=(">",)),
+    ),
     silent=("<|begin_of_box|>", "<|end_of_box|>"),
     example="<|begin_of_box|>[[105,211,460,780]]<|end_of_box|>",
 )
@@ -222,10 +229,22 @@ FLORENCE_2_OUTLINES = Marks(
     apart=", ",
     example="<loc_321><loc_575><loc_457><loc_898><loc_851><loc_643><sep><loc_82><loc_262><loc_516><loc_857><loc_452><loc_169>",
 )
+FLORENCE_2_OCR = Marks(
+    "florence_2_ocr",
+    (Form(("<loc_",), "0-9", (">",), _LOC, "<loc_{}>" * 4, join="", run=8, polygons=True),),
+    silent=(*_LOCS, "<sep>"),
+    label="whole",
+    space="",
+    apart=", ",
+    example="EXIT<loc_10><loc_10><loc_90><loc_10><loc_90><loc_40><loc_10><loc_40>",
+)
 PALIGEMMA = Marks(
     "paligemma",
-    (Form(("<loc",), "0-9", (">",), Scaled(1023, 0, order="yxyx", width=4), "<loc{}>" * 4, join="", run=4),),
-    silent=tuple(f"<seg{number:03d}>" for number in range(128)),
+    (
+        Form(("<loc",), "0-9", (">",), Scaled(1023, 0, order="yxyx", width=4), "<loc{}>" * 4, join="", run=4),
+        Form(("<seg",), "0-9", (">",), Segments(), run=16),
+    ),
+    silent=("<eos>",),
     label="after",
     example="<loc0211><loc0105><loc0780><loc0460> cat ; <loc0000><loc0512><loc1023><loc1023> dog",
 )
@@ -236,6 +255,16 @@ MOLMO = Marks(
         Form(
             ("<point ", "<points "), "^<>", (">",), Scaled(100, 1), "", 'x="{}" y="{}"', join="", several=False,
             split=NEVER, number=rf"\bx\d*{_EQUALS}{NUMBER}\s*[\"']?\s*y\d*{_EQUALS}{NUMBER}", pairs=True,
+        ),
+        # older forms: the vendor's reader wants one decimal, or three digits that are tenths of a percent
+        Form(("Click(",), "0-9., ", (")",), Scaled(100, 1), "", "{}, {}", several=False, split=NEVER),
+        Form(
+            ("(",), "0-9., ", (")",), Scaled(100, 1), "", "({}, {})", several=False, split=NEVER, plain=True,
+            number=r"(\d{1,3}\.\d)(?!\d)",
+        ),
+        Form(
+            ("p=", "p =", "="), "0-9, ", ("",), Scaled(1000, 0), "", "{},{}", several=False, split=NEVER, plain=True,
+            number=r"(?<!\d)(\d{3})\s*,\s*(\d{3})(?!\d)", pairs=True,
         ),
     ),
     phrase=("", "</point>"),
@@ -256,17 +285,32 @@ MOLMO2 = Marks(  # number of the picture or second, then threes: number of the p
     label="inside",
     example='<points coords="1 1 615 402 2 133 470">dogs</points>',
 )  # fmt: skip
+_TARS = ("='(", "= '(", "='<|box_start|>(", "='<point>")
 UI_TARS = Marks(
     "ui_tars",
     (
         Form(
-            ("='(", "='<|box_start|>(", "='<point>"), r"0-9,. ", (")'", ")<|box_end|>'", "</point>'"), Scaled(1000, 0),
+            _TARS, r"0-9,. ", (")'", ")<|box_end|>'", "</point>'"), Scaled(1000, 0),
             "{},{},{},{}", "{},{}", split=NEVER,
         ),
     ),
     label="whole",
     space="",
     example="Thought: I press it.\nAction: click(start_box='(512,88)')",
+)  # fmt: skip
+
+UI_TARS_15 = replace(UI_TARS, name="ui_tars_1_5", forms=(replace(UI_TARS.forms[0], code=Scaled(0, 0)),))
+UNLIMITED_OCR = Marks(
+    "unlimited_ocr",
+    (
+        Form(
+            ("<|det|>",), r"-\w,. \t\n\[\]", ("<|/det|>",), Scaled(999, 0), "text [{}, {}, {}, {}]", join="",
+            several=False, split=NEVER,
+        ),
+    ),
+    label="after",
+    space="",
+    example="<|det|>title [119, 172, 733, 262]<|/det|>A heading",
 )  # fmt: skip
 
 QWEN25_VL = Json("qwen2_5_vl", code=Scaled(0, 0), example='[{"bbox_2d": [112, 300, 240, 455], "label": "red cup"}]')
@@ -286,11 +330,23 @@ LFM_VL = Json(
     example='[{"label": "dog", "bbox": [0.10, 0.21, 0.46, 0.78]}]',
 )
 
+GLM_V_JSON = Json("glm_v_json", code=Scaled(1000, 0), example='[{"label": "car-1", "bbox_2d": [105, 211, 460, 780]}]')
+MOONDREAM = Json(
+    "moondream",
+    code=Scaled(1, 3),
+    box=(),
+    point=(),
+    corners=("x_min", "y_min", "x_max", "y_max"),
+    spot=("x", "y"),
+    example='{"objects": [{"x_min": 0.1, "y_min": 0.2, "x_max": 0.4, "y_max": 0.7}]}',
+)
+
 DIALECTS: dict[str, Marks | Json] = {
     dialect.name: dialect
     for dialect in (
         LLAVA, HONEYBEE, MMFUSER, SHIKRA, GROUNDINGGPT, MINIGPT_V2, KOSMOS2, FERRET, GROMA, LLAVA_GROUNDING, FROMAGE,
         POCKET, QWEN_VL, QWEN2_VL, INTERNVL, DEEPSEEK_VL2, MINICPM_V, REX_OMNI, COGVLM, GLM_V, FLORENCE_2,
         FLORENCE_2_OUTLINES, PALIGEMMA, MOLMO, MOLMO2, UI_TARS, QWEN25_VL, QWEN3_VL, GEMINI, KIMI_VL, LFM_VL,
+        FLORENCE_2_OCR, UI_TARS_15, UNLIMITED_OCR, GLM_V_JSON, MOONDREAM,
     )
 }  # fmt: skip
