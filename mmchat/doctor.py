@@ -19,7 +19,7 @@ import torch
 
 from mmchat import family
 from mmchat.models import Entry, listed, missing
-from mmchat.nets import weights
+from mmchat.nets import quantise, weights
 
 Finding = dict[str, Any]
 SECTIONS = ("operator", "attention", "precisions", "memory", "weights")
@@ -111,7 +111,7 @@ def attention(device: str) -> list[Finding]:
 def precisions(device: str) -> list[Finding]:
     """Which precisions this machine computes well; the one marked is what "auto" means."""
     auto = weights.settle_precision("auto", device)[0]
-    fast = weights.native_bf16(device)
+    fast = quantise.native_bf16(device)
     packed = importlib.util.find_spec("bitsandbytes") is not None
     out = [_finding("fp32", "ok", "works everywhere", chosen=auto == "fp32")]
     if fast:

@@ -35,8 +35,8 @@ class Family:
 
     `mention(number, region, dialect, scene)` gives the pieces that stand where the user wrote @number.
     `keys` are ordered (regular expression, replacement) pairs from published parameter names to ours; `drop`
-    patterns name what a checkpoint may hold beyond the model; `fold(state)` joins tensors where two become one. `dwarf`
-    is a config.json of two thin layers.
+    patterns name what a checkpoint may hold beyond the model; `fold(state)` joins tensors where two become one; `parts`
+    are the other folders that it needs (`nets.weights.Part`). `dwarf` is a config.json of two thin layers.
     """
 
     name: str
@@ -50,7 +50,8 @@ class Family:
     dwarf: Mapping[str, Any]
     keys: tuple[tuple[str, str], ...] = ()
     drop: tuple[str, ...] = ()
-    fold: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    fold: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # best a nets.weights.Fold
+    parts: tuple[Any, ...] = ()  # of nets.weights.Part
     takes: frozenset[str] = frozenset({"box"})  # "box", "point", "scribble", "mask", "several pictures"
     keep: tuple[str, ...] = ()  # full module paths never quantised
     heats: tuple[str, ...] = ()  # kinds of heat map this family can give

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from mmchat import doctor
 from mmchat.cli import main
-from mmchat.nets import weights
+from mmchat.nets import quantise, weights
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_a_back_end_that_cannot_run_has_a_remedy(monkeypatch: pytest.MonkeyPatch
 def test_auto_is_the_precision_that_this_processor_computes_well(
     monkeypatch: pytest.MonkeyPatch, fast: bool, auto: str, state: str
 ) -> None:
-    monkeypatch.setattr(weights, "native_bf16", lambda device="cpu": fast)
+    monkeypatch.setattr(quantise, "native_bf16", lambda device="cpu": fast)
     found = {finding["name"]: finding for finding in doctor.precisions("cpu")}
     assert [name for name, finding in found.items() if finding["chosen"]] == [auto]
     assert found["bf16"]["state"] == state
@@ -81,13 +82,13 @@ def test_weights_that_are_here_and_that_are_not_are_told_apart(listed: Path) -> 
 
 
 def test_parameters_are_counted_from_headers(listed: Path) -> None:
-    counted = sum(tensor.numel() for path in weights.shards(listed) for _, tensor in weights.tensors(path))
+    counted = sum(math.prod(one.shape) for one in weights.inventory(listed))
     assert doctor.parameters(listed) == counted
 
 
 def test_a_model_that_does_not_fit_into_memory_gets_a_remedy(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = doctor.parameters(listed)
-    monkeypatch.setattr(weights, "native_bf16", lambda device="cpu": False)
+    monkeypatch.setattr(quantise, "native_bf16", lambda device="cpu": False)
     monkeypatch.setattr(doctor, "free_memory", lambda device: (int(count * 3), count * 100))
     (model,) = doctor.memory("cpu")[1:]
     assert model["state"] == "missing" and "bf16" in model["remedy"]

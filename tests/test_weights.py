@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mmchat import family, models
 from mmchat.engines.local import LocalEngine
-from mmchat.nets import weights
+from mmchat.nets import quantise, weights
 
 FAMILY = family.load("mmfuser")  # its gamma keys are what careless loaders rename
 
@@ -211,22 +211,33 @@ def test_a_folder_that_is_not_whole_says_what_it_lacks(folder, lost):
         LocalEngine.open(folder, FAMILY, "fp32", "cpu")
 
 
-@pytest.mark.parametrize("precision", weights.QUANTISED)
-def test_only_the_language_models_linear_layers_are_quantised(folder, precision):
+@pytest.mark.parametrize(("precision", "count"), [("int8", 14), ("nf4", 12)])
+def test_only_the_language_models_linear_layers_are_quantised(folder, precision, count):
     import bitsandbytes as bnb
 
     kind = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt}[precision]
     model = loaded(folder, precision)
-    linear = {path: type(module) for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    packed = {path for path, found in linear.items() if found is kind}
-    assert packed == {path for path in linear if path.startswith("language.model.layers.")} and len(packed) == 14
-    assert all(found is torch.nn.Linear for path, found in linear.items() if path not in packed)
-    assert all(found is torch.nn.Linear for path, found in linear.items() if path.startswith(("vision.", "bridge.")))
+    linear = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    packed = {path for path, found in linear.items() if type(found) is kind}
+    wanted = {path for path in linear if path.startswith("language.model.layers.")}
+    if precision == "nf4":  # rows of 96, which only dwarfs have
+        wanted = {path for path in wanted if linear[path].in_features % 64 == 0}
+    assert packed == wanted and len(packed) == count
+    assert all(type(found) is torch.nn.Linear for path, found in linear.items() if path not in packed)
+    assert all(type(linear[path]) is torch.nn.Linear for path in linear if path.startswith(("vision.", "bridge.")))
+    assert type(model.language.lm_head) is torch.nn.Linear
+
+
+def test_a_name_to_keep_that_no_module_has_is_refused(folder):
+    with weights.without_memory():
+        model = FAMILY.build(weights.read_config(folder))
+    with pytest.raises(ValueError, match="no module vision_tower to keep"):
+        weights.linear_layers(model, ("vision_tower",))
 
 
 def test_four_bits_stay_close_to_what_they_stand_for(folder):
     whole, packed = loaded(folder), loaded(folder, "nf4")
-    path = "language.model.layers.0.mlp.down_proj"
+    path = "language.model.layers.0.mlp.up_proj"
     x = torch.randn(4, whole.get_submodule(path).in_features, generator=torch.Generator().manual_seed(0))
     one, other = whole.get_submodule(path)(x), packed.get_submodule(path)(x)
     assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), 0) > 0.98
@@ -259,19 +270,19 @@ def test_building_without_memory_keeps_buffers_real():
 
 
 def test_an_unknown_precision_names_the_known_ones():
-    with pytest.raises(ValueError, match="auto, fp32, bf16, int8, nf4"):
+    with pytest.raises(ValueError, match="auto, fp32, bf16, fp16, int8, nf4"):
         weights.settle_precision("fp8")
 
 
 def test_a_processor_without_bf16_gets_fp32_and_a_warning_where_bf16_is_asked_for(monkeypatch):
-    monkeypatch.setattr(weights, "native_bf16", lambda device="cpu": False)
+    monkeypatch.setattr(quantise, "native_bf16", lambda device="cpu": False)
     assert weights.settle_precision("auto") == ("fp32", torch.float32, ())
     name, dtype, notes = weights.settle_precision("bf16")
     assert (name, dtype) == ("bf16", torch.bfloat16) and "choose fp32" in notes[0]
 
 
 def test_a_processor_with_bf16_gets_it(monkeypatch):
-    monkeypatch.setattr(weights, "native_bf16", lambda device="cpu": True)
+    monkeypatch.setattr(quantise, "native_bf16", lambda device="cpu": True)
     assert weights.settle_precision("auto") == ("bf16", torch.bfloat16, ())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +31,7 @@ from mmchat.engines.talks import (
 from mmchat.engines.tokens import Growing, Tokens
 from mmchat.family import Family, Limits, Said, Sight, Trace
 from mmchat.geometry import Box, Region, outline
-from mmchat.nets import trace, weights
+from mmchat.nets import archive, plan, trace, weights
 from mmchat.nets.model import Encoded, Model, Seen
 from mmchat.prompt import Piece, Slot
 
@@ -50,9 +52,11 @@ class LocalEngine:
         tokens: Tokens,
         precision: str = "fp32",
         notes: tuple[str, ...] = (),
+        context: int | None = None,
     ) -> None:
         self.family, self.config, self.model, self.tokens = family, config, model, tokens
         self.precision, self.notes = precision, notes
+        self.context = min(context or model.context, model.context)  # tokens of a talk that are read at most
         self.encoder_runs = 0
         self._encoded: OrderedDict[str, Encoded] = OrderedDict()
         self._sights: OrderedDict[str, Sight] = OrderedDict()
@@ -62,16 +66,27 @@ class LocalEngine:
         self._stops = tuple(mark for mark, index in marks.items() if index is None)
 
     @staticmethod
-    def open(folder: Path | str, family: Family, precision: str = "auto", device: str | None = None) -> LocalEngine:
-        """The checkpoint in `folder`. ValueError, with cause and remedy, where it is not whole or of another family."""
-        folder = Path(folder)
+    def open(
+        folder: Path | str,
+        family: Family,
+        precision: str = "auto",
+        device: str | None = None,
+        context: int | None = None,
+        progress: weights.Progress | None = None,
+        free: int | None = None,
+    ) -> LocalEngine:
+        """The checkpoint in `folder`. ValueError, with cause and remedy, where it is not whole or of another family;
+        `plan.NoRoom` before a weight is read where it does not fit into `free` bytes (None: what is free now).
+
+        device: cpu, cuda, auto (spread over the GPUs and then the CPU), disk (the language model's layers stay in
+        files and are read when they run). context: tokens that a talk may have, where it should be fewer.
+        """
+        folder = archive.opened(Path(folder))
+        check_device(device)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        config = weights.read_config(folder)
+        config = weights.read_config(folder, family.parts)
         check_family(config, family, folder)
-        folders = [folder]
-        tower = weights.tower_folder(folder, config)
-        if tower is not None and tower.resolve() != folder.resolve():
-            folders.append(tower)
+        sources = weights.sources(folder, config, family.parts)
         tokens = Tokens.read(folder, config)
         try:
             with weights.without_memory():
@@ -80,16 +95,45 @@ class LocalEngine:
             raise ValueError(
                 f"{folder}/config.json has no {error}: it is not a checkpoint of {family.title}."
             ) from None
-        name, _, _ = weights.settle_precision(precision, device)
-        notes = weights.load(model, folders, family.keys, family.drop, family.fold, precision, family.keep, device)
-        return LocalEngine(family, config, model, tokens, name, notes)
+        real = (
+            "cuda"
+            if device == "auto" and torch.cuda.is_available()
+            else "cpu"
+            if device in ("auto", "disk")
+            else device
+        )
+        name, _, _ = weights.settle_precision(precision, real)
+        plan.require(model, family.title, name, device, family.keep, context, free)
+        places = plan.offloaded(model) if device == "disk" else device
+        notes = weights.load(
+            model,
+            sources,
+            family.keys,
+            family.drop,
+            family.fold,
+            precision,
+            family.keep,
+            places,
+            family.parts,
+            progress,
+        )
+        return LocalEngine(family, config, model, tokens, name, notes, context)
 
     @staticmethod
-    def named(name: str | None = None, precision: str = "auto", device: str | None = None) -> LocalEngine:
-        """The checkpoint that models.toml calls so (None: the first one); "auto" is the precision that stands there."""
+    def named(name: str | None = None, precision: str = "auto", device: str | None = None, **more: Any) -> LocalEngine:
+        """The checkpoint that models.toml calls so (None: the first one); "auto" is the precision that stands there.
+
+        more: context, progress, free as in `open`.
+        """
         entry = models.find(name)
         precision = entry.precision if precision == "auto" else precision
-        return LocalEngine.open(entry.folder, family.load(entry.family), precision, device)
+        return LocalEngine.open(entry.folder, family.load(entry.family), precision, device, **more)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the parameters in memory: what closing it gives back at least."""
+        tensors = {id(one): one for one in (*self.model.parameters(), *self.model.buffers()) if not one.is_meta}
+        return sum(one.numel() * one.element_size() for one in tensors.values())
 
     # see
 
@@ -137,10 +181,10 @@ class LocalEngine:
         """
         talk, parts = self._laid_out(prompt, sight.content)
         length = sum(size(part) for part in parts)
-        room = self.model.context - length
+        room = self.context - length
         if room < 1:
             raise ValueError(
-                f"The talk has {length} tokens and the model reads at most {self.model.context}: "
+                f"The talk has {length} tokens and the model reads at most {self.context}: "
                 "shorten the question or start a new talk."
             )
         known, shared = self._prefix(parts) if limits.cache else (None, 0)
@@ -179,12 +223,12 @@ class LocalEngine:
             ids = list(best.ids)
             used, length = written(best, rest)
             ids += best.answer[:used]
-            ids += self.tokens.ids(rest[length:], dummy_space=False)
+            ids += self._ids(rest[length:], dummy_space=False)
         else:
             ids += self.tokens.start
         for number, piece in enumerate(prompt[start:], start):
             if not isinstance(piece, Slot):
-                ids += self.tokens.ids(piece, dummy or number == 0)
+                ids += self._ids(piece, dummy or number == 0)
             elif piece.kind == "typed":
                 ids += self.tokens.letters(piece.text)
             else:
@@ -197,6 +241,11 @@ class LocalEngine:
                 filled[one] = Filled(one, self._fill(one, seen, tokenize))
             parts.append(filled[one] if isinstance(one, Slot) else one)
         return Talk(prompt, ids), parts
+
+    def _ids(self, text: str, dummy_space: bool) -> list[int]:
+        """Ids of a prompt's text, cut as the family's training texts were; only its first part may lack the blank."""
+        parts = self.family.template.cut(text)
+        return [one for number, part in enumerate(parts) for one in self.tokens.ids(part, dummy_space or number > 0)]
 
     @torch.inference_mode()
     def _fill(self, slot: Slot, seen: Seen, tokenize: Callable[[str], list[int]]) -> torch.Tensor:
@@ -357,8 +406,29 @@ class LocalEngine:
         self._sights.clear()
         self._talks.clear()
         del self.model
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
+
+
+def give_back() -> None:
+    """Hand freed memory to the system: hooks of spread models hold circles, and the allocators keep what they had."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library than glibc keeps no such heap
+        pass
+
+
+def check_device(device: str | None) -> None:
+    """ValueError for a device that is not known or not here."""
+    if device is None or device in ("cpu", "disk", "auto"):
+        return
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or not number):
+        raise ValueError(f"There is no device {device!r}: choose cpu, cuda, auto or disk.")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise ValueError(f"There is no GPU for the device {device}: choose cpu.")
 
 
 def check_family(config: Mapping[str, Any], family: Family, folder: Path) -> None:

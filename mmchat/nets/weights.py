@@ -1,30 +1,57 @@
-"""Weights: shards read tensor by tensor, renamed, cast, assigned to a model without parameters; all fits or none loads.
+"""Weights: a checkpoint's parameters, one by one, into a model that has none yet; all fits or none loads.
 
-A folder is a checkpoint as the hub has it: config.json, safetensors shards with or without an index, or pickled .bin
-shards, which are opened for tensors only. The program downloads nothing.
+What a family says of its checkpoints is data:
+- `keys`, ordered (pattern, replacement) pairs, lead from published names to ours; `drop` patterns may be left over;
+- `parts`, `Part`s, name other folders that a checkpoint needs: the language model it was trained on, the base that it
+  is a difference to, what its low-rank pairs belong to (an adapter's base and a vision tower are found without one);
+- `fold`, a `Fold`, joins tensors where two become one; `keep` names modules, by full path, that stay unquantised.
+
+The road: `archive.opened` (a .tar.gz is unpacked once), `read_config`, `family.build` inside `without_memory`,
+`sources`, `load`. Names and shapes are compared before any tensor is read. Each is then read, folded, cast, quantised
+and assigned by itself, so that little more memory is taken than the model keeps. The program downloads nothing.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import pickle
 import re
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-Keys = Sequence[tuple[str, str]]
-Fold = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
-PRECISIONS = ("auto", "fp32", "bf16", "int8", "nf4")
-QUANTISED = ("int8", "nf4")
+from mmchat.nets import quantise
+from mmchat.nets.files import Stored, inventory, shards, whole_file
+from mmchat.nets.parts import (
+    TOWER,
+    Item,
+    Keys,
+    Part,
+    Source,
+    dropped,
+    find,
+    items,
+    read_config,
+    renamed,
+    sources,
+    tower_folder,
+)
+from mmchat.nets.quantise import PRECISIONS, QUANTISED, linear_layers, native_bf16, settle_precision
+from mmchat.nets.sums import Check
+
+__all__ = (
+    "PRECISIONS", "QUANTISED", "Fold", "Part", "Source", "Stored", "WrongWeights", "dropped", "find", "inventory", "linear_layers",
+    "load", "native_bf16", "read_config", "renamed", "settle_precision", "shards", "sources", "tower_folder",
+    "whole_file", "without_memory",
+)  # fmt: skip
+
+State = dict[str, torch.Tensor]
+Progress = Callable[[int, int], None]  # (bytes read, bytes to read)
+Places = Mapping[str, "int | str"]  # module path -> "cpu", "disk" or a GPU, as accelerate writes its device maps
 
 
 class WrongWeights(ValueError):
@@ -33,6 +60,20 @@ class WrongWeights(ValueError):
     def __init__(self, sentence: str, missing: Sequence[str], left: Sequence[str], wrong: Sequence[tuple]) -> None:
         super().__init__(sentence)
         self.missing, self.left, self.wrong = tuple(missing), tuple(left), tuple(wrong)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A function from tensors by our names to what takes their place, and which ones it needs: patterns of our names.
+
+    All else goes past it, one by one. A function without this (`Family.fold` may be one) is given all tensors at once.
+    """
+
+    takes: tuple[str, ...]
+    join: Callable[[State], State]
+
+    def __call__(self, state: State) -> State:
+        return self.join(state)
 
 
 class _NoParameters(TorchFunctionMode):
@@ -52,204 +93,257 @@ def without_memory() -> Iterator[None]:
         yield
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint; where a vision tower that it names lies beside it, with that one's vision_config."""
-    path = Path(folder) / "config.json"
-    if not Path(folder).is_dir():
-        raise ValueError(f"There is no folder {folder}: put the checkpoint there or name another one.")
-    if not path.is_file():
-        raise ValueError(f"There is no config.json in {folder}: give the folder of a whole checkpoint.")
-    config = _json(path)
-    beside = tower_folder(folder, config)
-    if beside is not None and "vision_config" not in config and (beside / "config.json").is_file():
-        config["vision_config"] = _json(beside / "config.json")
-    return config
-
-
-def tower_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:
-    """Where the vision tower that a config names lies: a path, or a folder of its last name in or beside the folder."""
-    named = config.get("mm_vision_tower")
-    if not isinstance(named, str) or not named:
-        return None
-    last = named.rstrip("/").rpartition("/")[2]
-    places = (Path(named), Path(folder) / last, Path(folder) / "vision_tower", Path(folder).resolve().parent / last)
-    return next((place for place in places if (place / "config.json").is_file()), None)
-
-
-def shards(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's parameters; ValueError where one is missing, empty, cut off or a pointer."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}: put the checkpoint there or name another one.")
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            names = sorted(set(_json(folder / index).get("weight_map", {}).values()))
-            lost = [name for name in names if not (folder / name).is_file()]
-            if lost:
-                raise ValueError(f"{folder} lacks {', '.join(lost)}, which its index names: complete the download.")
-            paths = [folder / name for name in names]
-            break
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
-        whole = [*sorted(folder.glob("pytorch_model*.bin")), *sorted(folder.glob("model*.bin"))]
-        paths = paths or whole or sorted(folder.glob("mm_projector.bin"))
-    if not paths:
-        raise ValueError(f"There are no weights in {folder} (*.safetensors or pytorch_model*.bin): put them there.")
-    for path in paths:
-        whole_file(path)
-    return paths
-
-
-def whole_file(path: Path) -> None:
-    """ValueError, with the remedy, where a file of weights is empty, a pointer, or shorter than its own header says."""
-    size = path.stat().st_size
-    if size == 0:
-        raise ValueError(f"{path} is empty (0 bytes): download it again.")
-    with path.open("rb") as file:
-        start = file.read(64)
-        if start.startswith(b"version https://git-lfs"):
-            raise ValueError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder.")
-        if path.suffix != ".safetensors":
-            return
-        cut = ValueError(f"{path} is cut off or damaged: download it again.")
-        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
-        if not 2 <= length <= size - 8:
-            raise cut
-        file.seek(8)
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            raise cut from None
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    if size < 8 + length + max(ends, default=0):
-        raise cut
-
-
-def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(published name, tensor) of a file, one at a time; pickles are opened for tensors only."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                yield name, file.get_tensor(name)
-        return
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"  # only the newer format can be mapped instead of read
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "global" in str(error).lower():
-            raise ValueError(
-                f"{path} holds more than tensors and is not opened, as it could run code: convert it to safetensors."
-            ) from None
-        raise ValueError(f"{path} is cut off or damaged: download it again.") from None
-    except (RuntimeError, EOFError, OSError, ValueError):
-        raise ValueError(f"{path} is cut off or damaged: download it again.") from None
-    for name in list(state):
-        tensor = state.pop(name)
-        if isinstance(tensor, torch.Tensor):
-            yield name, tensor
-
-
-def renamed(name: str, keys: Keys) -> str:
-    """Our name of a published parameter: the first pattern found in it is replaced, once. Ours already stay."""
-    for pattern, put in keys:
-        if re.search(pattern, name):
-            return re.sub(pattern, put, name, count=1)
-    return name
-
-
-def native_bf16(device: str | torch.device = "cpu") -> bool:
-    """Whether bfloat16 is computed by the machine itself and not, a hundred times slower, in software."""
-    if torch.device(device).type != "cpu":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-
-
-def settle_precision(asked: str, device: str = "cpu") -> tuple[str, torch.dtype, tuple[str, ...]]:
-    """(precision, type to compute in, sentences the user should read). Half precision is never used on a CPU."""
-    if asked not in PRECISIONS:
-        raise ValueError(f"There is no precision {asked!r}: choose one of {', '.join(PRECISIONS)}.")
-    fast = native_bf16(device)
-    if asked == "auto":
-        asked = "bf16" if fast else "fp32"
-    if asked == "bf16":
-        slow = "This processor has no bfloat16 of its own, so bf16 is far slower here than fp32: choose fp32 or nf4."
-        return asked, torch.bfloat16, () if fast else (slow,)
-    return asked, torch.bfloat16 if asked in QUANTISED and fast else torch.float32, ()
-
-
 def load(
     model: nn.Module,
-    folder: Path | Sequence[Path],
+    folder: Path | str | Sequence[Path | Source],
     keys: Keys,
     drop: Sequence[str] = (),
-    fold: Fold | None = None,
+    fold: Callable[[State], State] | None = None,
     precision: str = "auto",
     keep: Sequence[str] = (),
-    device: str = "cpu",
+    device: str | Places = "cpu",
+    parts: Sequence[Part] = (),
+    progress: Progress | None = None,
+    offload: Path | None = None,
 ) -> tuple[str, ...]:
     """Fill a model, best built `without_memory`, from a checkpoint, and leave it ready to run; gives sentences to read.
 
-    folder: one, or several (a vision tower in a folder of its own): what the first ones hold wins. keys, drop and fold
-    as in `family.Family`; `drop` is looked for in published names and in ours. Floating point parameters are cast to
-    the type that `settle_precision` gives, whatever the files hold. int8 and nf4 quantise the linear layers of
-    `model.language` while they are read, but never its head nor a module under a path in `keep`.
-    WrongWeights where a parameter is missing, a name is left over or a shape differs, with all names.
+    folder: one, or what `sources` gives. keys, drop, fold, keep, parts as in the module's text. Floating point
+    parameters are cast to the type that `settle_precision` gives, whatever the files hold. int8 and nf4 quantise the
+    linear layers of `model.language` while they are read, but never its head nor a module under a path in `keep`.
+    device: one for all, "auto" (accelerate spreads the model over the GPUs, then the CPU), or a device map; modules on
+    "disk" are kept in the folder `offload`.
+    WrongWeights where a parameter is missing, a name is left over or a shape differs, with all names; ValueError where
+    a file is not whole. The model is then of no use: build another one.
     """
-    folders = [Path(folder)] if isinstance(folder, str | Path) else [Path(one) for one in folder]
-    name_of, dtype, notes = settle_precision(precision, device)
-    target = _Target(model, name_of, dtype, keep, device)
-    for number, one in enumerate(folders):
-        found = ((renamed(name, keys), name, tensor) for path in shards(one) for name, tensor in tensors(path))
-        kept = ((ours, tensor) for ours, name, tensor in found if not _dropped(drop, name, ours))
-        for name, tensor in kept if fold is None else fold(dict(kept)).items():
-            target.put(name, tensor, again=number > 0)
-    target.check(folders)
+    folders = [folder] if isinstance(folder, str | Path) else list(folder)
+    found = [one if isinstance(one, Source) else Source(Path(one), TOWER if number else None)
+             for number, one in enumerate(folders)]  # fmt: skip
+    places = device if isinstance(device, Mapping) else {"": device}
+    first = _compute_device(places)
+    name_of, dtype, notes = settle_precision(precision, first)
+    checks = [Check(source.path) for source in found]
+    try:
+        known = items(found, keys, drop, parts)
+        target = _Target(model, name_of, dtype, keep, found, parts)
+        folded, rest = _split(known, fold)
+        target.expect(rest, complete=fold is None)
+        if places == {"": "auto"}:
+            places = spread(model, dtype, target.packed)
+        target.place(places, offload)
+        total, done = sum(item.size for item in known), 0
+        if fold is not None:
+            for name, tensor in _joined(fold, folded, found).items():
+                target.put(name, tensor)
+            done = sum(item.size for item in folded)
+            target.expect(rest, complete=True)
+        for item in rest:
+            target.put(item.name, item.read())
+            done += item.size
+            if progress is not None:
+                progress(done, total)
+        target.finish()
+    finally:
+        wrong = [sentence for check in checks if (sentence := check.result())]
+    if wrong:
+        raise ValueError(wrong[0])
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model.to(device).eval()
+    model.eval()
+    if set(places) == {""} and places[""] != "disk":
+        model.to(places[""])
+    else:
+        from accelerate import dispatch_model  # only where a model is spread
+
+        dispatch_model(model, dict(places), main_device=None, offload_dir=target.offload)
     return notes
+
+
+def spread(model: nn.Module, dtype: torch.dtype, packed: Sequence[str] = ()) -> dict[str, int | str]:
+    """A device map over the GPUs and then the CPU, by what is free; layers that hold a residual stay together."""
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import CustomDtype, get_balanced_memory
+
+    whole = [*{type(one).__name__ for name, one in model.named_modules() if re.search(r"\.layers\.\d+$", name)}]
+    special = {f"{path}.weight": CustomDtype.INT4 for path in packed}
+    room = get_balanced_memory(model, dtype=dtype, no_split_module_classes=whole, special_dtypes=special)
+    return infer_auto_device_map(model, room, no_split_module_classes=whole, dtype=dtype, special_dtypes=special)
+
+
+def _compute_device(places: Places) -> str:
+    """Where a spread model computes: its first GPU, else the CPU."""
+    named = [str(place) for place in places.values()]
+    if named == ["auto"]:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    gpus = [f"cuda:{place}" if place.isdigit() else place for place in named if place not in ("cpu", "disk")]
+    return gpus[0] if gpus else "cpu"
+
+
+def _split(known: Sequence[Item], fold: Callable[[State], State] | None) -> tuple[list[Item], list[Item]]:
+    """(what goes through the fold, what goes past it)."""
+    if fold is None:
+        return [], list(known)
+    if not isinstance(fold, Fold):
+        return list(known), []
+    taken = [item for item in known if any(re.search(pattern, item.name) for pattern in fold.takes)]
+    return taken, [item for item in known if item not in taken]
+
+
+def _joined(fold: Callable[[State], State], folded: Sequence[Item], found: Sequence[Source]) -> State:
+    try:
+        return fold({item.name: item.read() for item in folded})
+    except (KeyError, IndexError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The tensors in {found[0].path} that are joined for this family do not go together "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): complete the files or change the family."
+        ) from None
 
 
 class _Target:
     """A model while it is being filled."""
 
-    def __init__(self, model: nn.Module, precision: str, dtype: torch.dtype, keep: Sequence[str], device: str) -> None:
-        self.model, self.dtype, self.device = model, dtype, device
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: str,
+        dtype: torch.dtype,
+        keep: Sequence[str],
+        found: Sequence[Source],
+        parts: Sequence[Part],
+    ) -> None:
+        self.model, self.dtype, self.found, self.parts = model, dtype, found, parts
         self.wanted = dict(model.state_dict(keep_vars=True))
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self.wanted.items()}
-        self.twins: dict[
-            int, list[str]
-        ] = {}  # names of one and the same parameter, such as a head tied to the embedding
+        self.twins: dict[int, list[str]] = {}  # names of one and the same parameter: a head tied to the embedding
         for name, tensor in self.wanted.items():
             self.twins.setdefault(id(tensor), []).append(name)
-        self.pack = precision if precision in QUANTISED else ""
-        self.packed = set(linear_layers(model, keep)) if self.pack else set()
+        self.precision = precision
+        layers = linear_layers(model, keep, precision)
+        self.layers = set(layers)
+        self.packed = set(layers) if precision in QUANTISED else set()
+        self.saved: dict[str, tuple[str, tuple[str, ...]]] = {}  # of layers that were saved quantised
+        self.held: State = {}  # their parts, until the last one is read
         self.done: set[str] = set()
         self.left: list[str] = []
         self.wrong: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+        self.places: Places = {"": "cpu"}
+        self.offload: Path | None = None
+        self.written: dict[str, dict] = {}
 
-    def put(self, name: str, tensor: torch.Tensor, again: bool) -> None:
-        """Assign one tensor; `again`: a second folder, whose known names are passed over."""
+    def expect(self, coming: Sequence[Item], complete: bool) -> None:
+        """WrongWeights unless what is there and what comes fits. complete False: a fold will give what is missing."""
+        names = {item.name for item in coming}
+        self._saved_layers(names)
+        beside = {part for _, parts in self.saved.values() for part in parts}
+        left = [name for name in names if name not in self.wanted and name not in beside]
+        wrong = [
+            (item.name, item.shape, self.shapes[item.name])
+            for item in coming
+            if item.name in self.wanted and not self._fits(item.name, item.shape, item.dtype)
+        ]
+        there = self.done | names
+        for twins in self.twins.values():
+            if any(name in there for name in twins):
+                there |= set(twins)
+        missing = [name for name in self.wanted if name not in there]
+        if complete or left or wrong:
+            self._refuse(missing if complete else [], [*self.left, *left], [*self.wrong, *wrong])
+
+    def _saved_layers(self, names: set[str]) -> None:
+        """Which layers were saved quantised, told by what is saved beside them."""
+        for kind, parts in quantise.PARTS.items():
+            for name in names:
+                path = name.removesuffix(f".{parts[-1]}")
+                if path == name or f"{path}.weight" not in self.wanted:
+                    continue
+                if path not in self.layers or self.precision not in (kind, "auto"):
+                    raise ValueError(
+                        f"{self.found[0].path} holds {path} in {kind} and is opened in {self.precision}: "
+                        f"open it with the precision {kind}, or the checkpoint it was made of."
+                    )
+                self.saved[path] = (kind, tuple(f"{path}.{part}" for part in parts if f"{path}.{part}" in names))
+
+    def _fits(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        if name.removesuffix(".weight") in self.saved and name.endswith(".weight"):
+            return not dtype.is_floating_point  # its shape is looked at when it is put together
+        return shape == self.shapes[name] and dtype.is_floating_point == self.wanted[name].is_floating_point()
+
+    def place(self, places: Places, offload: Path | None) -> None:
+        """Where each module's parameters go."""
+        self.places = places
+        if "disk" not in places.values():
+            return
+        if self.packed:
+            raise ValueError("Layers kept on disk cannot be quantised: choose bf16, or keep them on the CPU.")
+        if offload is None:  # lives as long as the model
+            self.model._offloaded = tempfile.TemporaryDirectory(prefix="mmchat-offload-")
+            offload = Path(self.model._offloaded.name)
+        offload.mkdir(parents=True, exist_ok=True)
+        self.offload = offload
+
+    def device(self, name: str) -> str:
+        """Where a parameter goes: what the longest path in the device map says."""
+        paths = [path for path in self.places if not path or f"{name}.".startswith(f"{path}.")]
+        if not paths:
+            raise ValueError(f"The device map has no place for {name}: name its module, or '' for all others.")
+        place = str(self.places[max(paths, key=len)])
+        return f"cuda:{place}" if place.isdigit() else place
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        """Assign one tensor."""
+        owner, _, last = name.rpartition(".")
+        path = next((path for path in self._owners(name) if path in self.saved), "")
+        if path and name in (f"{path}.weight", *self.saved[path][1]):
+            self._put_saved(path, name, tensor)
+            return
         if name not in self.wanted:
             self.left.append(name)
             return
-        if name in self.done and again:
-            return
-        if tuple(tensor.shape) != self.shapes[name]:
+        if not self._fits(name, tuple(tensor.shape), tensor.dtype):
             self.wrong.append((name, tuple(tensor.shape), self.shapes[name]))
             self.done.add(name)
             return
-        read, tensor = tensor, tensor.to(self.dtype if tensor.is_floating_point() else tensor.dtype)
-        owner, _, last = name.rpartition(".")
+        if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32)):
+            if not torch.isfinite(tensor).all():
+                where = self.found[0].path
+                raise ValueError(f"{name} in {where} holds numbers that are none (NaN or infinite): download it again.")
+        device = self.device(name)
         if owner in self.packed and last == "weight":
-            _pack(self.model, owner, tensor, self.pack, self.dtype, self.device)
+            quantise.pack(self.model, owner, tensor, self.precision, self.dtype, device)
             self.done.add(name)
             return
-        # Files are mapped into memory: a copy keeps the model whole when the file is replaced under it.
-        value = tensor.clone(memory_format=torch.contiguous_format) if tensor is read else tensor
-        value = nn.Parameter(value, False) if isinstance(self.wanted[name], nn.Parameter) else value
+        tensor = tensor.to(self.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        if device == "disk":
+            self._put_away(name, tensor)
+            return
+        self._assign(name, tensor.to(device))
+
+    @staticmethod
+    def _owners(name: str) -> Iterator[str]:
+        while "." in name:
+            name = name.rpartition(".")[0]
+            yield name
+
+    def _put_saved(self, path: str, name: str, tensor: torch.Tensor) -> None:
+        """Keep one part of a layer that was saved quantised; with the last one the layer is put in its place."""
+        kind, parts = self.saved[path]
+        self.held[name] = tensor
+        if all(part in self.held for part in (f"{path}.weight", *parts)):
+            weight = self.held.pop(f"{path}.weight")
+            beside = {part.removeprefix(f"{path}."): self.held.pop(part) for part in parts}
+            quantise.unpack(self.model, path, weight, beside, kind, self.dtype, self.device(f"{path}.weight"))
+            self.done.add(f"{path}.weight")
+
+    def _put_away(self, name: str, tensor: torch.Tensor) -> None:
+        """Write a parameter to disk, where accelerate finds it when its module runs."""
+        from accelerate.utils import offload_weight
+
+        for twin in self.twins[id(self.wanted[name])]:
+            offload_weight(tensor, twin, str(self.offload), index=self.written)
+            self.done.add(twin)
+
+    def _assign(self, name: str, tensor: torch.Tensor) -> None:
+        value = nn.Parameter(tensor, False) if isinstance(self.wanted[name], nn.Parameter) else tensor
         for twin in self.twins[id(self.wanted[name])]:
             path, _, attribute = twin.rpartition(".")
             module = self.model.get_submodule(path)
@@ -259,82 +353,41 @@ class _Target:
                 module.register_buffer(attribute, value)
             self.done.add(twin)
 
-    def check(self, folders: Sequence[Path]) -> None:
-        """WrongWeights unless all was filled, nothing is left over and every shape fits."""
-        missing = sorted(set(self.wanted) - self.done)
-        if not (missing or self.left or self.wrong):
-            on_meta = [name for name, buffer in self.model.named_buffers() if buffer.is_meta]
-            assert not on_meta, f"buffers without values: {on_meta}"
+    def finish(self) -> None:
+        """WrongWeights unless all was filled."""
+        self._refuse([name for name in self.wanted if name not in self.done], self.left, self.wrong)
+        on_meta = [name for name, buffer in self.model.named_buffers() if buffer.is_meta and name not in self.written]
+        assert not on_meta, f"buffers without values: {on_meta}"
+        if self.written:
+            from accelerate.utils import save_offload_index
+
+            save_offload_index(self.written, str(self.offload))
+
+    def _refuse(self, missing: Sequence[str], left: Sequence[str], wrong: Sequence[tuple]) -> None:
+        """Say what does not fit, if anything; where all that a part brings is missing, what to put where."""
+        missing, left = sorted(missing), sorted(left)
+        if not (missing or left or wrong):
             return
-        where = " and ".join(str(folder) for folder in folders)
-        eyes = [name for name in self.wanted if name.startswith("vision.")]
-        if eyes and set(missing) == set(eyes) and not (self.left or self.wrong):
-            sentence = (
-                f"{where} holds no vision tower: put the tower's own folder, which config.json names as "
-                "mm_vision_tower, into it or beside it."
-            )
-            raise WrongWeights(sentence, missing, (), ())
-        parts = []
+        where = " and ".join(str(source.path) for source in self.found)
+        for part in (TOWER, *self.parts):
+            brings = [name for name in self.wanted if part.holds and name.startswith(part.holds)]
+            if brings and missing == sorted(brings) and not (left or wrong):
+                own = f"the {part.title}'s own folder"
+                own = f"{own} ({part.usual})" if part.usual and part is not TOWER else own
+                sentence = (
+                    f"{where} holds no {part.title}: put {own}, which config.json names as {part.key}, into it or "
+                    "beside it."
+                )
+                raise WrongWeights(sentence, missing, (), ())
+        said = []
         if missing:
-            parts.append(f"{len(missing)} missing ({', '.join(missing)})")
-        if self.left:
-            parts.append(f"{len(self.left)} left over ({', '.join(self.left)})")
-        if self.wrong:
-            shapes = ", ".join(
-                f"{name}: {list(has)} in the file, {list(wants)} in the model" for name, has, wants in self.wrong
-            )
-            parts.append(f"{len(self.wrong)} of another shape ({shapes})")
-        sentence = f"The weights in {where} do not fit this family: {'; '.join(parts)}."
-        raise WrongWeights(f"{sentence} Complete the files or choose their family.", missing, self.left, self.wrong)
-
-
-def linear_layers(model: nn.Module, keep: Sequence[str] = ()) -> list[str]:
-    """Paths of the linear layers that are quantised: the language model's, without its head and what is in `keep`."""
-    language = getattr(model, "language", None)
-    if language is None:
-        return []
-    head = language.get_output_embeddings()
-    return [
-        f"language.{path}"
-        for path, module in language.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not head
-        and not any(f"language.{path}.".startswith(f"{kept}.") for kept in keep)
-    ]
-
-
-def _pack(model: nn.Module, path: str, weight: torch.Tensor, precision: str, dtype: torch.dtype, device: str) -> None:
-    """Put a quantised layer in the place of a linear one. Its bias, if any, is assigned like any other parameter."""
-    import bitsandbytes as bnb  # takes seconds to import and is only needed here
-
-    # It says at every single product that it casts what it quantises.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    plain = model.get_submodule(path)
-    sizes = (plain.in_features, plain.out_features, plain.bias is not None)
-    if precision == "nf4":
-        layer = bnb.nn.Linear4bit(
-            *sizes, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="meta"
-        )
-        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
-    else:
-        layer = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=0.0, device="meta")
-        layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-    layer.weight = layer.weight.to(device)  # this is what quantises
-    if plain.bias is not None:
-        layer.bias = plain.bias
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
-
-
-def _dropped(drop: Iterable[str], *names: str) -> bool:
-    return any(re.search(pattern, name) for pattern in drop for name in names)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is not JSON: download it again.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} does not hold what its name says: download it again.")
-    return found
+            said.append(f"{len(missing)} missing ({', '.join(missing)})")
+        if left:
+            said.append(f"{len(left)} left over ({', '.join(left)})")
+        if wrong:
+            shapes = ", ".join(f"{name}: {list(has)} in the file, {list(wants)} in the model"
+                               if tuple(has) != tuple(wants) else f"{name}: not of the model's kind of numbers"
+                               for name, has, wants in wrong)  # fmt: skip
+            said.append(f"{len(wrong)} of another shape ({shapes})")
+        sentence = f"The weights in {where} do not fit this family: {'; '.join(said)}."
+        raise WrongWeights(f"{sentence} Complete the files or choose their family.", missing, left, wrong)

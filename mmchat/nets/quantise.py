@@ -1,0 +1,171 @@
+"""Precision: the type a machine computes in, and linear layers put in 8 or 4 bits one by one (bitsandbytes).
+
+A layer is quantised the moment its weight is read, so a model never lies in memory unquantised. Which layers: those of
+`model.language`, by full path, but never its head nor what a family keeps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "nf4")
+QUANTISED = ("int8", "nf4")
+BLOCK = 64  # weights that share a scale in 4 bits
+STATE4 = "quant_state.bitsandbytes__nf4"  # the name, behind a weight's, under which its 4-bit numbers are saved
+PARTS = {  # what is saved beside a quantised layer's `weight`, by its name behind the layer's
+    "nf4": ("weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map", f"weight.{STATE4}"),
+    "int8": ("SCB", "weight_format"),
+}
+
+
+def native_bf16(device: str | torch.device = "cpu") -> bool:
+    """Whether bfloat16 is computed by the machine itself and not, a hundred times slower, in software."""
+    if torch.device(device).type != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def settle_precision(asked: str, device: str = "cpu") -> tuple[str, torch.dtype, tuple[str, ...]]:
+    """(precision, type to compute in, sentences the user should read). fp16 is never used on a CPU."""
+    if asked not in PRECISIONS:
+        raise ValueError(f"There is no precision {asked!r}: choose one of {', '.join(PRECISIONS)}.")
+    fast = native_bf16(device)
+    if asked == "fp16":
+        if torch.device(device).type != "cpu":
+            return asked, torch.float16, ()
+        asked, dtype = ("bf16", torch.bfloat16) if fast else ("fp32", torch.float32)
+        return asked, dtype, (f"fp16 is not for processors: the model is computed in {asked} instead.",)
+    if asked == "auto":
+        asked = "bf16" if fast else "fp32"
+    if asked == "bf16":
+        slow = "This processor has no bfloat16 of its own, so bf16 is far slower here than fp32: choose fp32 or nf4."
+        return asked, torch.bfloat16, () if fast else (slow,)
+    return asked, torch.bfloat16 if asked in QUANTISED and fast else torch.float32, ()
+
+
+def linear_layers(model: nn.Module, keep: Sequence[str] = (), precision: str = "nf4") -> list[str]:
+    """Paths of the linear layers that are quantised: the language model's, without its head and what is in `keep`.
+
+    nf4 also passes over layers whose rows are not whole blocks of 64, which bitsandbytes gets wrong on a CPU: real
+    models have none, dwarfs do.
+    ValueError where a path of `keep` is no module of the model: it would keep nothing, and nobody would notice.
+    """
+    paths = {path for path, _ in model.named_modules()}
+    if unknown := sorted(set(keep) - paths):
+        raise ValueError(f"There is no module {', '.join(unknown)} to keep unquantised: name modules by their path.")
+    language = getattr(model, "language", None)
+    if language is None:
+        return []
+    head = language.get_output_embeddings()
+    return [
+        f"language.{path}"
+        for path, module in language.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and (precision != "nf4" or module.in_features % BLOCK == 0)
+        and not any(f"language.{path}.".startswith(f"{kept}.") for kept in keep)
+    ]
+
+
+def pack(model: nn.Module, path: str, weight: torch.Tensor, precision: str, dtype: torch.dtype, device: str) -> None:
+    """Put a quantised layer in the place of a linear one. Its bias, if any, is assigned like any other parameter."""
+    layer = _empty(model, path, precision, dtype)
+    bnb = _bitsandbytes()
+    weight = weight.to(dtype)
+    if precision == "nf4":
+        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
+    else:
+        layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    layer.weight = layer.weight.to(device)  # this is what quantises
+
+
+def unpack(
+    model: nn.Module,
+    path: str,
+    weight: torch.Tensor,
+    parts: Mapping[str, torch.Tensor],
+    precision: str,
+    dtype: torch.dtype,
+    device: str,
+) -> None:
+    """Put a layer that was saved quantised in the place of a linear one. ValueError where its parts do not fit."""
+    plain = model.get_submodule(path)
+    count, bnb = plain.in_features * plain.out_features, _bitsandbytes()
+    damage = ValueError(f"{path}.weight is not the {precision} layer that it should be: download or convert it again.")
+    try:
+        if precision == "nf4":
+            stats = {name.removeprefix("weight."): tensor for name, tensor in parts.items()}
+            packed = bnb.nn.Params4bit.from_prequantized(weight, stats, device=device)
+            state = packed.quant_state
+            nested = state.state2.absmax.numel() * state.state2.blocksize if state.nested else count
+            if (
+                weight.numel() * 2 != count
+                or tuple(state.shape) != (plain.out_features, plain.in_features)
+                or state.blocksize * state.absmax.numel() != -(-count // state.blocksize) * state.blocksize
+                or nested < state.absmax.numel()
+                or (state.code.numel(), state.quant_type) != (16, "nf4")
+            ):
+                raise damage
+            state.dtype = dtype
+        else:
+            packed = bnb.nn.Int8Params(weight.to(device), requires_grad=False, has_fp16_weights=False)
+            if tuple(weight.shape) != (plain.out_features, plain.in_features) or weight.dtype != torch.int8:
+                raise damage
+            if tuple(parts["SCB"].shape) != (plain.out_features,):
+                raise damage
+            packed.CB, packed.SCB = packed.data, parts["SCB"].to(device)
+    except Exception:  # bitsandbytes says anything at all of numbers that are not its own
+        raise damage from None
+    _empty(model, path, precision, dtype).weight = packed
+
+
+def ran(model: nn.Module) -> bool:
+    """Whether a 4-bit model has computed on a CPU, which lays its weights out anew: what is saved then is corrupt."""
+    states = (getattr(getattr(module, "weight", None), "quant_state", None) for module in model.modules())
+    return any(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+
+def packed_layers(model: nn.Module) -> dict[str, str]:
+    """Path -> precision of a model's quantised layers."""
+    kinds = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
+    return {path: kinds[type(one).__name__] for path, one in model.named_modules() if type(one).__name__ in kinds}
+
+
+def packed_state(model: nn.Module, path: str, precision: str) -> dict[str, torch.Tensor]:
+    """What is saved of a quantised layer, by full name."""
+    weight = model.get_submodule(path).weight
+    out = {f"{path}.weight": weight.data}
+    if precision == "int8":
+        return {**out, f"{path}.SCB": weight.SCB}
+    return {**out, **{f"{path}.weight.{name}": part for name, part in weight.quant_state.as_dict(packed=True).items()}}
+
+
+def _empty(model: nn.Module, path: str, precision: str, dtype: torch.dtype) -> nn.Module:
+    """A quantised layer without a weight, now in the place of the linear one at `path`."""
+    bnb, plain = _bitsandbytes(), model.get_submodule(path)
+    sizes = (plain.in_features, plain.out_features, plain.bias is not None)
+    if precision == "nf4":
+        layer = bnb.nn.Linear4bit(
+            *sizes, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="meta"
+        )
+    else:
+        layer = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=0.0, device="meta")
+    if plain.bias is not None:
+        layer.bias = plain.bias
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)
+    return layer
+
+
+def _bitsandbytes() -> Any:
+    import bitsandbytes  # takes seconds to import and is only needed here
+
+    # It says at every single product that it casts what it quantises.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return bitsandbytes
