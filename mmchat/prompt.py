@@ -70,8 +70,10 @@ class Template:
     {text} goes in front of it, picture by picture, the rest behind. {clue} and {candidates} put in their slots.
     `assistant` None: a form for one question only, that cannot hold an answer.
     `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in
-    front of it). `typed`: whether the user's words stand in slots of their own, where `</s>` or `<r3>` is tokenized as
-    letters: for models whose marks are tokens and may be written by pattern, mention and the model's answers alone.
+    front of it). `cuts`: texts at which a prompt is cut besides, wherever they stand: they and what is between them are
+    tokenized each for itself. `typed`: whether the user's words stand in slots of their own, where `</s>` or `<r3>` is
+    tokenized as letters: for models whose marks are tokens and may be written by pattern, mention and the model's
+    answers alone.
     `leaning`: for models that were trained on short talks, a regular expression of the questions that lean on what was
     said before: these are shown with the exchange that they lean on, all others alone, with the pictures.
     """
@@ -85,6 +87,7 @@ class Template:
     stop: tuple[str, ...] = ()
     tasks: tuple[Task, ...] = (Task("free", "Ask freely"),)
     dummy_space: bool = True
+    cuts: tuple[str, ...] = ()
     typed: bool = False
     leaning: str | None = None
 
@@ -162,6 +165,12 @@ class Template:
         if open_end:
             pieces.append(self.cue())
         return joined(pieces)
+
+    def cut(self, text: str) -> list[str]:
+        """A text of the prompt in the parts that are tokenized each for itself: one, unless the template has `cuts`."""
+        if not self.cuts:
+            return [text] if text else []
+        return [part for part in re.split(f"({'|'.join(map(re.escape, self.cuts))})", text) if part]
 
     def cue(self) -> str:
         """What a prompt ends with, so that the model answers next."""
