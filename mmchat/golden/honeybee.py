@@ -1,13 +1,24 @@
-"""Recorded cases of Honeybee (kakaobrain/honeybee): texts."""
+"""Recorded cases of Honeybee (kakaobrain/honeybee): texts, pictures, abstractors and whole models of tiny size."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
 
 from mmchat.dialect import brackets
 from mmchat.dialect.table import HONEYBEE
+from mmchat.families.honeybee import DROP, FAMILY, KEYS, abstractor, build, frame
 from mmchat.geometry import Box
-from mmchat.golden import Case, Line, texts
+from mmchat.golden import Case, Line, Outputs, texts
+from mmchat.golden.llava import greedy, images, looked_at, pieces
+from mmchat.golden.loading import filled
+from mmchat.nets.abstractors import CAbstractor, DAbstractor, first_places
+from mmchat.nets.model import Seen
+from mmchat.prompt import Slot
 from mmchat.templates import TEMPLATES
 
 HUNDREDTHS = replace(HONEYBEE, forms=(brackets(decimals=2, comma=","),))
@@ -86,7 +97,32 @@ def prompts(case: Case) -> list[Line]:
         *texts.prompts(case.info["templates"], wrapped),
         *texts.prompts(case.info["benchmark_prompt_without_template"], bare),
         *texts.prompts(case.info["demo_server"], demo, "after_process_image"),
+        *texts.table(case.info["encoding"]["cases"], encoded, "input_ids", "encoding"),
     ]
+
+
+CAPTION = "[NO_PROMPT]"  # how the record marks a text that is all answer
+START, END, PICTURE = 1, 2, -1
+
+
+def encoded(entry: texts.Entry) -> list[int]:
+    """The ids of a text, cut by our template, with the recording's toy tokenizer."""
+    text, caption = entry["prompt"], entry["prompt"].startswith(CAPTION)
+    ids, answer = [START], caption
+    for piece in pieces(text.removeprefix(CAPTION).strip() if caption else text):
+        if isinstance(piece, Slot):
+            ids += [PICTURE] * entry["num_visual_tokens"]
+            continue
+        for part in FAMILY.template.cut(piece):
+            part = part.strip() if caption else part
+            ids += [10 + ord(character) % 90 for character in part]
+            # The end stands where our template writes it: behind an answer, never behind the cue of one to come.
+            is_role = part in FAMILY.template.cuts
+            if answer and not is_role and not (entry["no_eos"] and text.endswith(part)):
+                ids.append(END)
+            answer = caption or part == FAMILY.template.cue()
+    longest = entry["max_length"]
+    return ids if longest is None else ids[: longest + 1]
 
 
 def talk(name: str, said: list[tuple[str, str | None]], image: bool) -> str:
@@ -98,4 +134,119 @@ def talk(name: str, said: list[tuple[str, str | None]], image: bool) -> str:
     return texts.talk(template, [(question, answer) for question, (_, answer) in zip(asked, said, strict=True)])
 
 
-HANDLERS = {"dialect": boxes, "prompts": prompts}
+# pictures
+
+
+def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
+    """Pictures as the tower sees them, fitted by our frame."""
+    fit = frame({"vision_config": {"image_size": case.config["image_size"]}}).fit
+    return {name.replace("image", "pixels"): torch.from_numpy(fit(image)[0]) for name, image in images(case).items()}
+
+
+# parts
+
+
+def projected(kind: str) -> Callable[[Case, torch.dtype], Outputs]:
+    """A handler of abstractors alone: every stage and what comes out."""
+
+    def run(case: Case, dtype: torch.dtype) -> Outputs:
+        with torch.no_grad():
+            features = case.inputs(dtype)["x"]
+            net = projector(kind, case, dtype)
+            return steps(net, features) | {"output": net((features,))}
+
+    return run
+
+
+def projector(kind: str, case: Case, dtype: torch.dtype) -> nn.Module:
+    config = {"projector_type": kind, **case.config}
+    sizes = (config["encoder_hidden_size"], config["output_hidden_size"], config["num_input_tokens"])
+    keys = ((r"^abstractor\.", "bridge."),)
+    return filled(
+        lambda: nn.ModuleDict({"bridge": abstractor(config, *sizes)}), case.state(), dtype, keys, (), FAMILY.fold
+    ).bridge
+
+
+def steps(net: nn.Module, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """An abstractor's inner values under their recorded names."""
+    if isinstance(net, DAbstractor):
+        found = net.steps(features)
+        named = {f"layer_{number}": state for number, state in enumerate(found.layers)}
+        return named | {"layer_0_self_attn": found.own[0], "layer_0_cross_attn": found.cross[0]}
+    if isinstance(net, CAbstractor):
+        made = net.steps(features)
+        stages = {"pooled": made.pooled}
+        if made.before:
+            stages |= {"stage1_block1": made.before[0], "stage1": made.before[-1], "stage2": made.after[-1]}
+        return stages
+    return {}
+
+
+def start(case: Case, dtype: torch.dtype) -> Outputs:
+    """Where a fresh D-Abstractor's queries look."""
+    pairs = case.inputs()["n_m"].tolist()
+    return {f"refs_{count}_from_{places}": first_places(places, count) for places, count in pairs}
+
+
+# whole models
+
+
+def checkpoint_config(case: Case) -> dict[str, Any]:
+    """The case's config under the keys of a published config.json."""
+    config = case.config
+    about = {"num_query_tokens": config["num_query_tokens"], **config["projector"]}
+    return {"vision_config": config["vision"], "projector_config": about, "text_config": config["llm"]}
+
+
+@torch.no_grad()
+def whole(case: Case, dtype: torch.dtype) -> Outputs:
+    """Pictures and ids to features, spliced rows, logits and greedy ids, through the model of the family."""
+    model = filled(lambda: build(checkpoint_config(case)), case.state(), dtype, KEYS, DROP, FAMILY.fold)
+    given = case.inputs(dtype)
+    seen = model.see(given["pixel_values"])
+    vectors = torch.stack(seen.images)
+    embeds = spliced(model, given["input_ids"], seen)
+    real = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
+    positions = torch.arange(real.shape[1]).expand(len(real), -1)  # the original's forward counts the padding too
+    mask = looked_at(real, dtype)
+    logits = model.language(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
+    out = {
+        "vision_features": model.vision(given["pixel_values"])[-1],
+        "visual_embeds": vectors,
+        "input_embeds": embeds,
+        "built_attention_mask": real.to(dtype),
+        "attention_mask": real,
+        "logits": logits,
+    }
+    if dtype == torch.float32:
+        out["greedy_ids"] = greedy(model, embeds, real, case.tensors["out.greedy_ids"].shape[1])
+    return out
+
+
+def spliced(model: Any, ids: torch.Tensor, seen: Seen) -> torch.Tensor:
+    """Rows of ids as vectors; each run of picture ids is filled with the next picture, row by row."""
+    picture, rows = 0, []
+    for row in ids:
+        parts, at = [], 0
+        while at < len(row):
+            if row[at] >= 0:
+                parts.append(model.embed(row[at : at + 1]))
+                at += 1
+                continue
+            parts.append(model.fill(Slot("image", picture), seen, list))
+            picture, at = picture + 1, at + len(parts[-1])
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+HANDLERS = {
+    "dialect": boxes,
+    "prompts": prompts,
+    "DefaultProcessor": preprocessed,
+    "CAbstractor": projected("c-abs"),
+    "DAbstractor": projected("d-abs"),
+    "MLPProjector": projected("mlp"),
+    "HoneybeeVisualProjectorModel": projected("resampler"),
+    "DAbstractor (constructor value of reference_points)": start,
+    "HoneybeeForConditionalGeneration": whole,
+}
