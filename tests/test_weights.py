@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mmchat import family, models
 from mmchat.engines.local import LocalEngine
-from mmchat.nets import quantise, weights
+from mmchat.nets import quantise, saving, weights
 
 FAMILY = family.load("mmfuser")  # its gamma keys are what careless loaders rename
 
@@ -300,3 +300,323 @@ def test_an_unknown_model_names_the_known_ones(tmp_path):
 
 def test_every_listed_model_is_of_a_known_family():
     assert {entry.family for entry in models.listed()} <= {*family.names(), "pocket"}
+
+
+# Where parts come together.
+
+
+def opened(record, folder: Path, precision: str = "fp32", parts: tuple = (), drop: tuple = (), **others):
+    """By the road that the engine takes."""
+    config = weights.read_config(folder, parts)
+    with weights.without_memory():
+        model = record.build(config)
+    found = weights.sources(folder, config, parts)
+    weights.load(
+        model, found, record.keys, (*record.drop, *drop), record.fold, precision, record.keep, parts=parts, **others
+    )
+    return model
+
+
+def split_off(state: dict[str, torch.Tensor], beginning: str) -> tuple[dict, dict]:
+    return (
+        {name: tensor for name, tensor in state.items() if name.startswith(beginning)},
+        {name: tensor for name, tensor in state.items() if not name.startswith(beginning)},
+    )
+
+
+def base_and_delta(folder: Path, dtype: torch.dtype = torch.float16) -> tuple[dict, dict, dict]:
+    """What a difference is made of: the target, a base with two tokens less, and what is published."""
+    target = {name: tensor.to(dtype) for name, tensor in state_of(folder).items()}
+    random = torch.Generator().manual_seed(1)
+    language, _ = split_off(target, "language.")
+    base = {
+        name: (tensor + 0.1 * torch.randn(tensor.shape, generator=random)).to(dtype)
+        for name, tensor in language.items()
+    }
+    for name in ("language.model.embed_tokens.weight", "language.lm_head.weight"):
+        base[name] = base[name][:-2].clone()
+    delta = {}
+    for name, tensor in target.items():
+        delta[name] = tensor.clone()
+        if name in base:
+            rows = delta[name][: len(base[name])]
+            rows.copy_((tensor[: len(base[name])].float() - base[name].float()).to(dtype))
+    return target, base, delta
+
+
+DELTA = weights.Part("base_model", "language model", "thin-llama", "language.", way="delta",
+                     alone=(r"^vision\.", r"^bridge\."))  # fmt: skip
+
+
+def test_a_difference_is_added_to_its_base_and_new_tokens_stay(folder):
+    _, base, delta = base_and_delta(folder)
+    (folder.parent / "thin-llama").mkdir()
+    plain = {name.removeprefix("language."): tensor for name, tensor in base.items()}
+    save_file(
+        plain | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)},
+        folder.parent / "thin-llama" / "model.safetensors",
+    )
+    save_file(delta, folder / "model.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), "base_model": "x/thin-llama"})
+    )
+    model = opened(FAMILY, folder, parts=(DELTA,))
+    for name, tensor in model.state_dict().items():
+        wanted = delta[name].clone()
+        if name in base:
+            rows = len(base[name])
+            wanted[:rows] = wanted[:rows] + base[name]  # as the authors' scripts add: in the stored type
+        assert torch.equal(tensor, wanted.float()), name
+
+
+def test_a_difference_without_its_base_says_what_to_put_where(folder):
+    named = folder.rename(folder.parent / "dwarf-7b-delta-v1")
+    with pytest.raises(
+        ValueError, match="difference to the language model thin-llama, which is not there: put its folder"
+    ):
+        opened(FAMILY, named, parts=(DELTA,))
+
+
+def test_a_difference_that_was_added_already_is_left_alone(folder):
+    named = folder.rename(folder.parent / "dwarf-7b-delta-v1")
+    config = json.loads((named / "config.json").read_text())
+    (named / "config.json").write_text(json.dumps({**config, "base_model": None}))
+    assert same(opened(FAMILY, named, parts=(DELTA,)), state_of(named))
+
+
+def test_a_base_of_another_shape_is_refused(folder):
+    _, base, delta = base_and_delta(folder)
+    (folder.parent / "thin-llama").mkdir()
+    base["language.model.layers.0.mlp.up_proj.weight"] = torch.zeros(5, 64)
+    save_file(base, folder.parent / "thin-llama" / "model.safetensors")
+    save_file(delta, folder / "model.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), "base_model": "thin-llama"})
+    )
+    with pytest.raises(
+        ValueError, match="up_proj.weight is .5, 64. in the language model and .96, 64. .*take the right base"
+    ):
+        opened(FAMILY, folder, parts=(DELTA,))
+
+
+def pairs_for(state: dict[str, torch.Tensor], rank: int = 4) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    random = torch.Generator().manual_seed(2)
+    return {
+        name: (
+            torch.randn(rank, tensor.shape[1], generator=random),
+            torch.randn(tensor.shape[0], rank, generator=random),
+        )
+        for name, tensor in state.items()
+        if name.endswith(("q_proj.weight", "v_proj.weight")) and name.startswith("language.")
+    }
+
+
+def merged(state, pairs, scale: float) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor + scale * (pairs[name][1] @ pairs[name][0]) if name in pairs else tensor
+        for name, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize("middle", ["", "default."])
+def test_low_rank_pairs_inside_a_training_scripts_file_are_folded(folder, middle):
+    state = state_of(folder)
+    language, rest = split_off(state, "language.")
+    pairs = pairs_for(state)
+    beside = folder.parent / "Llama-thin-chat"
+    beside.mkdir()
+    save_file(
+        {name.removeprefix("language."): tensor for name, tensor in language.items()}, beside / "model.safetensors"
+    )
+    stored = dict(rest)
+    for name, (first, second) in pairs.items():
+        path = f"language.base_model.model.{name.removeprefix('language.').removesuffix('.weight')}"
+        stored |= {f"{path}.lora_A.{middle}weight": first, f"{path}.lora_B.{middle}weight": second}
+    (folder / "model.safetensors").unlink()
+    torch.save(
+        {"model": stored, "optimizer": {"state": [torch.zeros(3)]}, "config": {"a": 1}, "epoch": 3},
+        folder / "checkpoint_stage3.pth",
+    )
+    part = weights.Part("llama_model", "language model", "Llama-thin-chat", "language.", "language.", scale=0.25)
+    model = opened(FAMILY, folder, parts=(part,))
+    wanted = merged(state, pairs, 0.25)
+    assert all(torch.allclose(tensor, wanted[name], atol=1e-5) for name, tensor in model.state_dict().items())
+    assert not torch.allclose(model.state_dict()[next(iter(pairs))], state[next(iter(pairs))], atol=1e-2)
+
+
+def test_low_rank_pairs_without_their_model_say_what_to_put_where(folder):
+    _, rest = split_off(state_of(folder), "language.")
+    save_file(rest, folder / "model.safetensors")
+    part = weights.Part("llama_model", "language model", "Llama-thin-chat", "language.", "language.", scale=0.25)
+    with pytest.raises(weights.WrongWeights, match=r"no language model: put .*own folder \(Llama-thin-chat\), which"):
+        opened(FAMILY, folder, parts=(part,))
+
+
+def adapter(folder: Path, pairs, **more) -> Path:
+    """An adapter's folder as peft writes it, for the checkpoint in `folder`."""
+    place = folder.parent / "adapter"
+    place.mkdir()
+    stored = {}
+    for name, (first, second) in pairs.items():
+        path = f"base_model.model.{name.removeprefix('language.').removesuffix('.weight')}"
+        stored |= {f"{path}.lora_A.weight": first.contiguous(), f"{path}.lora_B.weight": second.contiguous()}
+    save_file(stored, place / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 4, "lora_alpha": 2, "base_model_name_or_path": f"somebody/{folder.name}", **more}
+    (place / "adapter_config.json").write_text(json.dumps(about))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("more", "scale"), [({}, 0.5), ({"use_rslora": True}, 1.0), ({"alpha_pattern": {"q_proj": 8, "v_proj": 8}}, 2.0)]
+)
+def test_an_adapters_folder_opens_with_its_base(folder, more, scale):
+    state = state_of(folder)
+    pairs = pairs_for(state)
+    model = opened(FAMILY, adapter(folder, pairs, **more))
+    wanted = merged(state, pairs, scale)
+    assert all(torch.allclose(tensor, wanted[name], atol=1e-5) for name, tensor in model.state_dict().items())
+
+
+def test_an_adapter_without_its_base_says_so(folder):
+    place = adapter(folder, pairs_for(state_of(folder)), base_model_name_or_path="somebody/else")
+    (place / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(
+        ValueError, match="is an adapter of somebody/else, which is not there: put its folder beside it"
+    ):
+        opened(FAMILY, place)
+
+
+def test_half_a_pair_is_named(folder):
+    place = adapter(folder, pairs_for(state_of(folder)))
+    state = load_file(place / "adapter_model.safetensors")
+    del state["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
+    save_file(state, place / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="language.model.layers.0.self_attn.q_proj.weight lacks its half lora_B"):
+        opened(FAMILY, place)
+
+
+def test_a_fold_is_given_what_it_takes_and_no_more(folder):
+    state = state_of(folder)
+    table = state.pop("language.model.embed_tokens.weight")
+    save_file(
+        {**state, "old_tokens": table[:300].clone(), "new_tokens": table[300:].clone()}, folder / "model.safetensors"
+    )
+    given = []
+
+    def join(parts):
+        given.append(set(parts))
+        return {"language.model.embed_tokens.weight": torch.cat((parts["old_tokens"], parts["new_tokens"]))}
+
+    with weights.without_memory():
+        model = FAMILY.build(weights.read_config(folder))
+    weights.load(
+        model, folder, FAMILY.keys, FAMILY.drop, weights.Fold((r"^(old|new)_tokens$",), join), "fp32", FAMILY.keep
+    )
+    assert given == [{"old_tokens", "new_tokens"}]
+    assert torch.equal(model.language.model.embed_tokens.weight, table)
+
+
+def test_a_fold_that_lacks_a_tensor_says_so(folder):
+    fold = weights.Fold(
+        (r"^(old|new)_tokens$",), lambda parts: {"language.model.embed_tokens.weight": parts["old_tokens"]}
+    )
+    state = state_of(folder)
+    del state["language.model.embed_tokens.weight"]
+    save_file(state, folder / "model.safetensors")
+    with weights.without_memory():
+        model = FAMILY.build(weights.read_config(folder))
+    with pytest.raises(ValueError, match="do not go together .KeyError: 'old_tokens'.: complete the files"):
+        weights.load(model, folder, FAMILY.keys, FAMILY.drop, fold, "fp32", FAMILY.keep)
+
+
+def test_how_far_it_is_is_told_in_bytes(folder):
+    told = []
+    opened(FAMILY, folder, progress=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] == sum(tensor.nbytes for tensor in state_of(folder).values())
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+# Saving, and what comes of it.
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])
+def test_what_is_saved_loads_equal_and_saving_it_again_changes_nothing(folder, tmp_path, precision):
+    first = opened(FAMILY, folder, precision)
+    once = saving.save(first, weights.read_config(folder), tmp_path / "once", folder)
+    second = opened(FAMILY, once, precision)
+    twice = saving.save(second, weights.read_config(once), tmp_path / "twice", once)
+    files = sorted(path.name for path in once.iterdir())
+    assert files == sorted(path.name for path in twice.iterdir()) and "tokenizer.json" in files
+    assert all((once / name).read_bytes() == (twice / name).read_bytes() for name in files)
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0)).to(first.dtype)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        assert torch.equal(first.see(pixels).images[0], second.see(pixels).images[0])
+        assert torch.equal(first.language(ids).logits, second.language(ids).logits)
+
+
+def test_shards_of_what_is_saved_load_equal(folder, tmp_path):
+    first = opened(FAMILY, folder)
+    saved = saving.save(first, weights.read_config(folder), tmp_path / "saved", folder, shard=100_000)
+    assert len(list(saved.glob("*.safetensors"))) > 2 and (saved / "model.safetensors.index.json").is_file()
+    assert same(opened(FAMILY, saved), state_of(folder))
+
+
+def test_a_saved_checkpoint_opens_in_the_precision_it_has(folder, tmp_path):
+    saved = saving.save(opened(FAMILY, folder, "nf4"), weights.read_config(folder), tmp_path / "saved", folder)
+    assert LocalEngine.open(saved, FAMILY, "auto", "cpu").precision == "nf4"
+    with pytest.raises(ValueError, match="in nf4 and is opened in fp32: open it with the precision nf4"):
+        opened(FAMILY, saved, "fp32")
+
+
+def test_a_model_in_four_bits_that_has_answered_is_not_saved(folder, tmp_path):
+    model = opened(FAMILY, folder, "nf4")
+    with torch.inference_mode():
+        model.language(torch.arange(8)[None])
+    if not quantise.ran(model):
+        pytest.skip("this processor computes 4 bits as they are stored")
+    with pytest.raises(ValueError, match="has answered already, which reorders its weights"):
+        saving.save(model, weights.read_config(folder), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_saving_over_something_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="is there already: name a new folder"):
+        saving.save(opened(FAMILY, folder), weights.read_config(folder), folder)
+
+
+def test_fp16_is_converted_on_a_processor_and_said(folder):
+    model = opened(FAMILY, folder, "fp16")
+    name, dtype, notes = weights.settle_precision("fp16")
+    assert name in ("bf16", "fp32") and {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert notes == (f"fp16 is not for processors: the model is computed in {name} instead.",)
+
+
+# Spread over several places.
+
+
+def test_layers_kept_on_disk_compute_the_same(folder, tmp_path):
+    whole = opened(FAMILY, folder)
+    places = {"": "cpu", "language.model.layers.0": "disk", "language.model.layers.1": "disk"}
+    spread = opened(FAMILY, folder, device=places, offload=tmp_path / "away")
+    assert spread.language.model.layers[1].mlp.up_proj.weight.is_meta
+    assert list((tmp_path / "away").glob("*.dat"))
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        assert torch.equal(whole.language(ids).logits, spread.language(ids).logits)
+
+
+def test_four_bits_on_disk_are_refused(folder):
+    with pytest.raises(ValueError, match="kept on disk cannot be quantised: choose bf16"):
+        opened(FAMILY, folder, "nf4", device={"": "cpu", "language.model.layers.0": "disk"})
+
+
+def test_a_device_map_without_a_place_for_a_module_says_so(folder):
+    with pytest.raises(ValueError, match="no place for vision"):
+        opened(FAMILY, folder, device={"language": "cpu", "bridge": "cpu"})
+
+
+def test_spread_over_what_there_is(folder):
+    places = weights.spread(FAMILY.build(FAMILY.dwarf), torch.float32)
+    assert set(places.values()) <= {"cpu", 0, 1, 2, 3, 4, 5, 6, 7} and places
+    assert same(opened(FAMILY, folder, device="auto"), state_of(folder))

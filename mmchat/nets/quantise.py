@@ -17,8 +17,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "nf4")
 QUANTISED = ("int8", "nf4")
 BLOCK = 64  # weights that share a scale in 4 bits
 STATE4 = "quant_state.bitsandbytes__nf4"  # the name, behind a weight's, under which its 4-bit numbers are saved
-PARTS = {  # what is saved beside a quantised layer's `weight`, by its name behind the layer's
-    "nf4": ("weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map", f"weight.{STATE4}"),
+PARTS = {  # names, behind a quantised layer's own, of what is saved beside its `weight`; the first tells the kind
+    "nf4": (f"weight.{STATE4}", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map"),
     "int8": ("SCB", "weight_format"),
 }
 
@@ -139,10 +139,10 @@ def packed_layers(model: nn.Module) -> dict[str, str]:
 
 def packed_state(model: nn.Module, path: str, precision: str) -> dict[str, torch.Tensor]:
     """What is saved of a quantised layer, by full name."""
-    weight = model.get_submodule(path).weight
-    out = {f"{path}.weight": weight.data}
-    if precision == "int8":
-        return {**out, f"{path}.SCB": weight.SCB}
+    layer = model.get_submodule(path)
+    weight, out = layer.weight, {f"{path}.weight": layer.weight.data}
+    if precision == "int8":  # the scales move from the weight to the layer when it runs
+        return {**out, f"{path}.SCB": weight.SCB if weight.SCB is not None else layer.state.SCB}
     return {**out, **{f"{path}.weight.{name}": part for name, part in weight.quant_state.as_dict(packed=True).items()}}
 
 

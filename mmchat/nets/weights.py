@@ -44,9 +44,9 @@ from mmchat.nets.quantise import PRECISIONS, QUANTISED, linear_layers, native_bf
 from mmchat.nets.sums import Check
 
 __all__ = (
-    "PRECISIONS", "QUANTISED", "Fold", "Part", "Source", "Stored", "WrongWeights", "dropped", "find", "inventory", "linear_layers",
-    "load", "native_bf16", "read_config", "renamed", "settle_precision", "shards", "sources", "tower_folder",
-    "whole_file", "without_memory",
+    "PRECISIONS", "QUANTISED", "Fold", "Part", "Source", "Stored", "WrongWeights", "dropped", "find", "inventory",
+    "linear_layers", "load", "native_bf16", "read_config", "renamed", "settle_precision", "shards", "sources",
+    "tower_folder", "whole_file", "without_memory",
 )  # fmt: skip
 
 State = dict[str, torch.Tensor]
@@ -155,7 +155,7 @@ def load(
     else:
         from accelerate import dispatch_model  # only where a model is spread
 
-        dispatch_model(model, dict(places), main_device=None, offload_dir=target.offload)
+        dispatch_model(model, _cover(model, "", target.device), offload_dir=target.offload)
     return notes
 
 
@@ -168,6 +168,21 @@ def spread(model: nn.Module, dtype: torch.dtype, packed: Sequence[str] = ()) -> 
     special = {f"{path}.weight": CustomDtype.INT4 for path in packed}
     room = get_balanced_memory(model, dtype=dtype, no_split_module_classes=whole, special_dtypes=special)
     return infer_auto_device_map(model, room, no_split_module_classes=whole, dtype=dtype, special_dtypes=special)
+
+
+def _cover(model: nn.Module, path: str, device: Callable[[str], str]) -> dict[str, int | str]:
+    """The device map with every parameter under exactly one entry, as accelerate wants it."""
+    module = model.get_submodule(path)
+    names = [f"{path}.{name}".removeprefix(".") for name in module.state_dict()]
+    where = {device(name) for name in names}
+    if path and len(where) == 1:
+        place = where.pop()
+        return {path: int(place.removeprefix("cuda:")) if place.startswith("cuda:") else place}
+    out: dict[str, int | str] = {}
+    for name, _ in module.named_children():
+        out |= _cover(model, f"{path}.{name}".removeprefix("."), device)
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return out | {one: device(one) for one in (f"{path}.{name}".removeprefix(".") for name, _ in own)}
 
 
 def _compute_device(places: Places) -> str:
@@ -253,7 +268,7 @@ class _Target:
         """Which layers were saved quantised, told by what is saved beside them."""
         for kind, parts in quantise.PARTS.items():
             for name in names:
-                path = name.removesuffix(f".{parts[-1]}")
+                path = name.removesuffix(f".{parts[0]}")
                 if path == name or f"{path}.weight" not in self.wanted:
                     continue
                 if path not in self.layers or self.precision not in (kind, "auto"):
