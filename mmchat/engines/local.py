@@ -86,6 +86,7 @@ class LocalEngine:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         config = weights.read_config(folder, family.parts)
         check_family(config, family, folder)
+        precision = config.get("quantised", precision) if precision == "auto" else precision
         sources = weights.sources(folder, config, family.parts)
         tokens = Tokens.read(folder, config)
         try:
