@@ -46,7 +46,7 @@ _SIGNS = re.compile(r"[<>@]")
 @dataclass(frozen=True)
 class Task:
     """A way of asking that the model was trained on. `pattern` holds {text}: the user's words, or the regions where it
-    needs one.
+    needs one. Where it also holds {image}, the turn's pictures stand there instead of where the template puts them.
 
     `needs`: "" nothing (the user may leave the text empty), "phrase" words, "region" a drawn region.
     """
@@ -110,14 +110,19 @@ class Template:
             if index not in shown:
                 seen, images = seen + len(turn.regions), (*images, *turn.images)
                 continue
-            text = turn.text
+            front, text, shows = "", turn.text, (*images, *turn.images)
             if task is not None and index == last:
                 numbers = range(seen + 1, seen + 1 + len(turn.regions))
-                text = _asked(self.task(task), text, numbers or range(1, len(regions) + 1), len(regions))
+                front, text = _asked(self.task(task), text, numbers or range(1, len(regions) + 1), len(regions))
             seen += len(turn.regions)
             # A model's earlier answer is fed back as it was: only the user's words can point at regions.
-            pieces = _mentioned(text, regions, mention, self.typed) if turn.role == "user" else (text,)
-            messages.append((turn.role, self.beside(pieces, (*images, *turn.images))))
+            front, pieces = (
+                _mentioned(part, regions, mention, self.typed) if turn.role == "user" else (part,)
+                for part in (front, text)
+            )
+            between = () if front else shows
+            placed = tuple(piece for one in shows for piece in self.shown(one)) if front else ()
+            messages.append((turn.role, joined((*front, *placed, *self.beside(pieces, between)))))
             images = ()
         return self.lay_out(messages)
 
@@ -137,6 +142,10 @@ class Template:
         before = [piece for index in images for piece in _filled(front, image=(Slot("image", index),))]
         after = [piece for index in images for piece in _filled(behind, image=(Slot("image", index),))]
         return joined((*before, *text, *after))
+
+    def shown(self, index: int) -> tuple[Piece, ...]:
+        """A picture with its marks, as it stands inside a sentence."""
+        return joined(_filled(self.image.partition("{text}")[0].strip(), image=(Slot("image", index),)))
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
         """Messages (role, pieces) in this template's order; ends open for the model's answer when the last one is the
@@ -216,9 +225,9 @@ def _filled(pattern: str, **fields: tuple[Piece, ...]) -> list[Piece]:
     return out
 
 
-def _asked(task: Task, text: str, own: range, known: int) -> str:
-    """The user's words in the task's pattern. Where it needs a region and no @number is said, this turn's own regions
-    stand in.
+def _asked(task: Task, text: str, own: range, known: int) -> tuple[str, str]:
+    """The user's words in the task's pattern: what stands before the pictures ("" where the pattern has no place for
+    them) and the rest. Where it needs a region and no @number is said, this turn's own regions stand in.
     """
     text = text.strip()
     if task.needs == "region" and not any(1 <= int(number) <= known for number in _MENTION.findall(text)):
@@ -227,7 +236,9 @@ def _asked(task: Task, text: str, own: range, known: int) -> str:
         text = " ".join([*(f"@{number}" for number in own), *([text] if text else [])])
     if task.needs == "phrase" and not text:
         raise ValueError(f"the task {task.label!r} needs some words: write what to look for or ask")
-    return task.pattern.replace("{text}", text)
+    # The pattern is cut before it is filled: what the user types is never taken for a place.
+    front, _, rest = ("", "", task.pattern) if "{image}" not in task.pattern else task.pattern.partition("{image}")
+    return front.replace("{text}", text), rest.replace("{text}", text)
 
 
 def _words(text: Iterable[Piece]) -> str:
