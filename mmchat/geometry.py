@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box", "Fit", "Frame", "Mask", "Pixels", "Place", "Placement", "Point", "Polygon", "Region", "Resample",
-    "clipped", "native", "open_image", "outline", "region", "region_in",
+    "clipped", "native", "open_image", "outline", "region", "region_in", "tiling",
 ]  # fmt: skip
 
 Pixels = tuple[float, float, float, float]
@@ -375,6 +375,23 @@ def native(
         grow = math.sqrt(least / (width * height))
         return math.ceil(width * grow / factor) * factor, math.ceil(height * grow / factor) * factor
     return across, down
+
+
+def tiling(size: tuple[int, int], least: int = 1, most: int = 12, side: int = 448) -> tuple[int, int]:
+    """How many tiles (across, down) of `side` pixels InternVL cuts a picture of `size` into: `least` to `most` in all,
+    the grid whose shape is nearest; of equally near ones the larger if the picture fills half of it.
+    """
+    width, height = size
+    grids = sorted(
+        ((i, j) for i in range(1, most + 1) for j in range(1, most + 1) if least <= i * j <= most),
+        key=lambda grid: grid[0] * grid[1],
+    )
+    best, nearest = (1, 1), math.inf
+    for across, down in grids:
+        off = abs(width / height - across / down)
+        if off < nearest or (off == nearest and width * height > 0.5 * side * side * across * down):
+            best, nearest = (across, down), off
+    return best
 
 
 @dataclass(frozen=True)

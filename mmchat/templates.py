@@ -171,3 +171,86 @@ TEMPLATES |= {
     "honeybee_demo": _ai(_HONEYBEE_DEMO),
     "honeybee_captions": Template("", "{text}", None, image="{image} {text}"),
 }
+
+# models of other houses
+
+_INTERN = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+_INTERN_25 = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+_END = "<｜end▁of▁sentence｜>"
+
+
+def _turns(system: str, start: str, end: str, opening: str) -> Template:
+    """Turns that each begin with a role's mark and end with `end`; {} in `start` is the role."""
+    user, assistant = start.format("user") + "{text}" + end, start.format("assistant") + "{text}" + end
+    return Template(start.format("system") + system + end, user, assistant, opening=opening, stop=(end.strip(),))
+
+
+_IM = "<|im_start|>{}\n"
+TEMPLATES |= {
+    "internvl": _turns(_INTERN, _IM, "<|im_end|>", _IM.format("assistant")),
+    "internvl_phi3": _turns(_INTERN, "<|{}|>\n", "<|end|>", "<|assistant|>\n"),
+    "internvl2_5": _turns(_INTERN_25, _IM, "<|im_end|>\n", _IM.format("assistant")),
+    "deepseek_vl2": Template(
+        "", "<|User|>: {text}\n\n", f"<|Assistant|>: {{text}}{_END}", opening="<|Assistant|>:", stop=(_END,)
+    ),
+    "deepseek_vl2_bare": Template("", f"{{text}}{_END}", f"{{text}}{_END}", opening="", stop=(_END,)),
+    "deepseek_vl2_plain": Template("", "{text}", "{text}", opening=""),
+    "cogvlm_base": Template("", "{text}", None, image="{image}{text}"),
+    "cogvlm_chat": Template("", " [INST] {text} [/INST] ", "{text}", image="{image}{text}", opening=""),
+    "cogvlm_vqa": Template("", "Question: {text}", None, image="{image}{text}", opening=" Short answer:"),
+    "cogvlm_chat_old": Template("", "Question: {text}", " Answer: {text}\n", image="{image}{text}", opening=" Answer:"),
+    "qwen_vl": Template("", "{text}", "{text}", image="{image}\n{text}", opening=""),
+}
+
+FLORENCE_2: dict[str, str] = {  # the sentence that each task's token stands for
+    "<OCR>": "What is the text in the image?",
+    "<OCR_WITH_REGION>": "What is the text in the image, with regions?",
+    "<CAPTION>": "What does the image describe?",
+    "<DETAILED_CAPTION>": "Describe in detail what is shown in the image.",
+    "<MORE_DETAILED_CAPTION>": "Describe with a paragraph what is shown in the image.",
+    "<OD>": "Locate the objects with category name in the image.",
+    "<DENSE_REGION_CAPTION>": "Locate the objects in the image, with their descriptions.",
+    "<REGION_PROPOSAL>": "Locate the region proposals in the image.",
+    "<CAPTION_TO_PHRASE_GROUNDING>": "Locate the phrases in the caption: {text}",
+    "<REFERRING_EXPRESSION_SEGMENTATION>": "Locate {text} in the image with mask",
+    "<REGION_TO_SEGMENTATION>": "What is the polygon mask of region {text}",
+    "<OPEN_VOCABULARY_DETECTION>": "Locate {text} in the image.",
+    "<REGION_TO_CATEGORY>": "What is the region {text}?",
+    "<REGION_TO_DESCRIPTION>": "What does the region {text} describe?",
+    "<REGION_TO_OCR>": "What text is in the region {text}?",
+}
+REX_OMNI: dict[str, str] = {
+    "detection": "Detect {text}. Output the bounding box coordinates in [x0, y0, x1, y1] format.",
+    "pointing": "Point to {text}.",
+    "visual_prompting": (
+        "Given reference boxes {text} indicating one or more objects, find all similar objects in the image and output "
+        "their bounding boxes."
+    ),
+    "keypoint": (
+        "Can you detect each {text} in the image using a [x0, y0, x1, y1] box format, and then provide the coordinates "
+        "of its {keypoints} as [x0, y0]? Output the answer in JSON format."
+    ),
+    "ocr_box": "Detect all {text} and recognize them.",
+    "ocr_polygon": (
+        "Can you detect all {text} in this image in polygon format like [x0, y0, x1, y1, x2, y2 ...] and then "
+        "recognize them?"
+    ),
+    "gui_grounding": 'Detect element "{text}"" in the image.',
+    "gui_pointing": 'Point to element "{text}".',
+}
+
+
+def florence_2(text: str) -> str:
+    """What Florence-2 is asked where a user writes a task's token, with or without words beside it.
+
+    ValueError where the task takes no words and has some.
+    """
+    for token, sentence in FLORENCE_2.items():
+        if token in text:
+            words = text.replace(token, "").strip()
+            if words and "{text}" not in sentence:
+                raise ValueError(f"the task {token} takes no words beside it: leave out {words!r}")
+            return sentence.replace("{text}", words)
+    return text

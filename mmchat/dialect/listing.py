@@ -173,6 +173,10 @@ class _Reading:
                 level = levels[-1]
                 if not level.key:
                     level.key = _unquoted(value)
+                elif level.key in (*self.dialect.corners, *self.dialect.spot):
+                    number = _float(value)
+                    if number is not None:
+                        self._number(levels, number, (begin, at))
                 elif level.key in self.dialect.label:
                     level.label = _unquoted(value)
             elif value in "{[":

@@ -49,7 +49,9 @@ class Marks:
         return self._every(growing=True)
 
     def _every(self, growing: bool) -> re.Pattern[str]:
-        parts = [f"(?P<f{index}>{form.pattern})" for index, form in enumerate(self.forms)]
+        # Of two forms that begin alike the one with the longer mark is meant.
+        order = sorted(enumerate(self.forms), key=lambda item: -max(map(len, item[1].open)))
+        parts = [f"(?P<f{index}>{form.pattern})" for index, form in order]
         if open_ends := [
             form.open_end for form in self.forms if not form.run and not form.plain and len(self.forms) > 1
         ]:

@@ -109,6 +109,7 @@ QWEN_VL = Marks(
             ("<box>",), "-0-9,(). ", ("</box>",), Scaled(1000, 0), "({},{}),({},{})", "({},{})", join="", several=False,
             split=NEVER,
         ),
+        Form(("<quad>",), "-0-9,(). ", ("</quad>",), Scaled(1000, 0), several=False, split=NEVER, polygons=True),
     ),
     phrase=REF,
     silent=("<|endoftext|>", "<|im_end|>"),
@@ -122,6 +123,10 @@ QWEN2_VL = Marks(
         Form(
             ("<|box_start|>",), "-0-9,(). ", ("<|box_end|>",), Scaled(1000, 0), "({},{}),({},{})", "({},{})", join="",
             several=False, split=NEVER,
+        ),
+        Form(
+            ("<|quad_start|>", "<quad>"), "-0-9,(). ", ("<|quad_end|>", "</quad>"), Scaled(1000, 0), several=False,
+            split=NEVER, polygons=True,
         ),
     ),
     phrase=OBJECT_REF,
@@ -196,7 +201,7 @@ COGVLM = Marks(
     space="",
     example="a dog[[105,211,460,780;007,045,100,200]]",
 )  # fmt: skip
-_GLM = replace(brackets(1000, 0, double=True, point=True, join=", "), polygons=True)
+_GLM = replace(brackets(1000, 0, double=True, point=True, join=", "), polygons=True, body=r"-+0-9.,; \t\n\"'")
 GLM_V = Marks(  # the vendor's reader takes every kind of bracket
     "glm_v",
     (
@@ -276,12 +281,15 @@ MOLMO2 = Marks(  # number of the picture or second, then threes: number of the p
     "molmo2",
     (
         Form(
-            ('<points coords="', "<tracks coords="), "^<>", (">",), Scaled(1000, 0, width=3), "", '1 1 {} {}"', join="",
-            several=False, split=NEVER, number=r"(?<=\s)\d{1,6}\s(\d{3,4})\s(\d{3,4})(?=[\s\";:,])", pairs=True,
+            ("<points ", "<tracks ", "<point ", "<points\n", "<POINTS "), "^<>", (">",), Scaled(1000, 0, width=3), "",
+            'coords="1 1 {} {}"', join="",
+            several=False, split=NEVER, number=r"(?<=\s)\d{1,6}\s(\d{3,4})\s(\d{3,4})(?=[\s\"';:,])", pairs=True,
         ),
+        replace(MOLMO.forms[0], open=("<point x", "<points x1")),
+        MOLMO.forms[1],
     ),
     phrase=("", "</points>"),
-    ends=("</tracks>",),
+    ends=("</tracks>", "</point>", "</POINTS>"),
     label="inside",
     example='<points coords="1 1 615 402 2 133 470">dogs</points>',
 )  # fmt: skip

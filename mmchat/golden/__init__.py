@@ -115,8 +115,8 @@ def run(folder: Path) -> list[Row]:
 
 
 def handlers(case: Case) -> Mapping[str, TensorHandler | TableHandler] | None:
-    """`HANDLERS` of the file beside this one that is named after the case's folder, or else after its system."""
-    for name in (case.path.parent.name, case.system):
+    """`HANDLERS` of the file beside this one that is named after the case's folder, its system, or their folder."""
+    for name in (case.path.parent.name, case.system, case.path.parent.parent.name):
         module = f"{__name__}.{re.sub('[-.]', '_', name.lower())}"
         if module.rpartition(".")[2].isidentifier() and importlib.util.find_spec(module):
             return getattr(importlib.import_module(module), "HANDLERS", {})
@@ -127,7 +127,8 @@ def _row(case: Case, differences: Sequence[Mapping[str, str]]) -> Row:
     known = [
         entry
         for entry in differences
-        if entry["system"] == case.system and entry["case"] in (case.path.stem, case.object)
+        if entry["system"] in (case.system, case.path.parent.name, case.path.parent.parent.name)
+        and entry["case"] in (case.path.stem, case.object)
     ]
 
     def row(
