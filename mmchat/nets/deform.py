@@ -10,25 +10,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from msda import ms_deform_attn
+from msda import ms_deform_attn_fused
 from torch import nn
 
 Shapes = Sequence[tuple[int, int]]
 
 
-class Attended(NamedTuple):
-    """What one deformable attention computed, inside out."""
+@dataclass(frozen=True)
+class Attended:
+    """What one deformable attention computed, inside out. Where it looked is worked out when somebody asks."""
 
     output: torch.Tensor  # [N, Q, C] after output_proj
     sampled: torch.Tensor  # [N, Q, C] before it
     value: torch.Tensor  # [N, S, C] after value_proj, before the mask
     offsets: torch.Tensor  # [N, Q, M*L*P*2] raw
     logits: torch.Tensor  # [N, Q, M*L*P] raw
-    locations: torch.Tensor  # [N, Q, M, L, P, 2] (x, y), 0..1 over the level's map
-    weights: torch.Tensor  # [N, Q, M, L, P] softmax over L and P together
+    reference: torch.Tensor  # [1 or N, Q, 1 or L, 2 or 4]
+    shapes: Shapes
+    heads: int
+
+    @property
+    def locations(self) -> torch.Tensor:
+        """[N, Q, M, L, P, 2] (x, y), 0..1 over the level's map.
+
+        Offsets are divided by the map's size in the model's own type and only then added to float32 points, as in the
+        original; the operator computes in float32 throughout and differs in low precision by that rounding.
+        """
+        offsets = self.offsets.unflatten(-1, (self.heads, len(self.shapes), -1, 2))
+        reference = self.reference[:, :, None, :, None]
+        if reference.shape[-1] == 4:
+            return reference[..., :2] + offsets / offsets.shape[-2] * reference[..., 2:] * 0.5
+        sizes = torch.tensor([(width, height) for height, width in self.shapes], device=offsets.device)
+        return reference + offsets / sizes[:, None]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """[N, Q, M, L, P], softmax over L and P together."""
+        logits = self.logits.unflatten(-1, (self.heads, -1))
+        return logits.softmax(-1).unflatten(-1, (len(self.shapes), -1))
 
 
 class Fused(NamedTuple):
@@ -91,29 +114,22 @@ class MSDeformAttn(nn.Module):
         reference [1 or N, Q, 1 or L, 2] points (x, y) or [..., 4] boxes (centre x, centre y, width, height), in 0..1;
         float32 whatever the model's type.
         mask [N, S] bool, True where the source is padding.
-        Offsets are divided by the map's size in the model's own type and only then added to float32 points: that is how
-        the weights were trained.
         """
         heads, levels, points = self.n_heads, self.n_levels, self.n_points
         if len(shapes) != levels:
             raise ValueError(f"this attention was built for {levels} levels, got {len(shapes)}")
-        value = self.value_proj(source)
-        looked_at = value if mask is None else value.masked_fill(mask[..., None], 0.0)
-        offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
-        offsets_NQMLPx = offsets.unflatten(-1, (heads, levels, points, 2))
-        weights = logits.unflatten(-1, (heads, levels * points)).softmax(-1).unflatten(-1, (levels, points))
-        reference_NQ1L1x = reference[:, :, None, :, None]
-        if reference.shape[-1] == 2:
-            sizes = torch.tensor([(width, height) for height, width in shapes], device=query.device)
-            locations = reference_NQ1L1x + offsets_NQMLPx / sizes[:, None]
-        elif reference.shape[-1] == 4:
-            locations = reference_NQ1L1x[..., :2] + offsets_NQMLPx / points * reference_NQ1L1x[..., 2:] * 0.5
-        else:
-            raise ValueError(f"reference points hold 2 numbers, boxes 4, got {reference.shape[-1]}")
-        # The operator sums half values in float32 and gives back their own type.
-        sampled = ms_deform_attn(looked_at.unflatten(-1, (heads, -1)), shapes, locations, weights)
-        sampled = sampled.to(self.output_proj.weight.dtype)
-        return Attended(self.output_proj(sampled), sampled, value, offsets, logits, locations, weights)
+        value, offsets, logits = self.value_proj(source), self.sampling_offsets(query), self.attention_weights(query)
+        # Half values are summed in float32 and come back in their own type.
+        sampled = ms_deform_attn_fused(
+            value.unflatten(-1, (heads, -1)),
+            shapes,
+            reference,
+            offsets.unflatten(-1, (heads, levels, points, 2)),
+            logits.unflatten(-1, (heads, levels, points)),
+            mask,
+        ).to(self.output_proj.weight.dtype)
+        output = self.output_proj(sampled)
+        return Attended(output, sampled, value, offsets, logits, reference, shapes, heads)
 
 
 class MSCrossAttnBlock(nn.Module):
