@@ -51,7 +51,11 @@ TASKS = (
 
 
 class Honeybee(Model):
-    """The common slots, with the abstractor's own maps kept for looking at."""
+    """The common slots, with the abstractor's maps kept for looking at. `queries`: its vectors without the end's."""
+
+    def __init__(self, language: nn.Module, vision: ClipTower, bridge: nn.Module, queries: int) -> None:
+        super().__init__(language, vision, bridge)
+        self.queries = queries
 
     def encode(self, pixels: torch.Tensor) -> Encoded:
         levels = self.vision(pixels)
@@ -63,8 +67,7 @@ class Honeybee(Model):
             named["sampling points"] = looked.to(vectors.dtype)
         else:
             vectors = self.bridge(levels)
-        ends = getattr(self.bridge, "eos_tokens", None)
-        named["bridge"] = vectors if ends is None else vectors[:, : -ends.shape[1]]
+        named["bridge"] = vectors[:, : self.queries]
         return Encoded(vectors, {name: as_map(level) for name, level in named.items() if is_square(level)})
 
 
@@ -109,7 +112,8 @@ def build(config: Mapping[str, Any]) -> Honeybee:
     tower = ClipTower(sizes, layer)
     places = tower.grid[0] * tower.grid[1]
     language = llama(config["text_config"])
-    return Honeybee(language, tower, abstractor(about, tower.width, language.config.hidden_size, places))
+    bridge = abstractor(about, tower.width, language.config.hidden_size, places)
+    return Honeybee(language, tower, bridge, about.get("num_query_tokens", places))
 
 
 def frame(config: Mapping[str, Any]) -> Frame:
@@ -125,7 +129,7 @@ def without_class_row(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     The patches make a square; a square and one more is none.
     """
     return {
-        name: table[:, 1:] if isqrt(table.shape[1] - 1) ** 2 == table.shape[1] - 1 else table
+        name: table[:, 1:] if table.shape[1] > 1 and isqrt(table.shape[1] - 1) ** 2 == table.shape[1] - 1 else table
         for name, table in state.items()
     }
 
