@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -143,6 +143,20 @@ class Desk:
             old, self.engine = self.engine, engine
             if old is not engine:
                 old.close()
+
+    def switch(self, make: Callable[[], Engine], back: Callable[[], Engine] | None = None) -> None:
+        """Close the open model first and make the new one in the room that it leaves; whoever asks meanwhile waits.
+
+        Where the new one fails, `back` opens the old one again; what `make` raised is raised then.
+        """
+        with self._held():
+            self.engine.close()
+            try:
+                self.engine = make()
+            except BaseException:
+                if back is not None:
+                    self.engine = back()
+                raise
 
     def close(self) -> None:
         """Free the model. The desk answers no more."""

@@ -13,8 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "app": {"ui", "desk", "engines", "commands", "doctor", "translate"},
     "cli": {"commands"},
-    "commands": {"desk", "evaluate", "doctor", "export", "engines", "golden", "models", "paint", "translate",
-                 "geometry", "family"},
+    "bench": {"family", "desk", "engines", "nets", "prompt"},
+    "fetch": {"family", "models", "nets"},
+    "selfcheck": {"desk", "geometry"},
+    "commands": {"desk", "evaluate", "doctor", "export", "engines", "fetch", "golden", "models", "paint", "translate",
+                 "geometry", "family", "nets", "selfcheck"},
     "ui": {"desk", "paint", "export", "geometry"},
     "evaluate": {"desk", "geometry"},
     "golden": {"family", "families", "nets", "msda", "prompt", "dialect", "geometry", "layout", "templates"},

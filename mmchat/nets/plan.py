@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmchat.nets.quantise import PRECISIONS, QUANTISED, linear_layers, settle_precision
+from mmchat.nets.quantise import BLOCK, PRECISIONS, QUANTISED, linear_layers, settle_precision
 
 TALK = 2048  # tokens of a talk that is planned for, where the model reads as many
 SHORT = 1024  # a talk shorter than this is not offered: a picture alone may be 576 tokens long
 MARGIN = 0.95  # of what is free that may be taken: the rest of the machine breathes, too
-BLOCK, NESTED = 64, 256  # weights with one scale, and scales with one scale of their own, in 4 bits
+NESTED = 256  # scales of 4 bit weights with one scale of their own
 OFFLOADED = {"cpu": "disk", "cuda": "auto"}  # the device to choose where a model is larger than the memory
 
 
@@ -68,7 +68,7 @@ def planned(
 ) -> Plan:
     """The plan of a model, best built `without_memory`. tokens: of the longest talk; a usual one where None."""
     name, dtype, _ = settle_precision(precision, computing(device))
-    packed = set(linear_layers(model, keep)) if name in QUANTISED else set()
+    packed = set(linear_layers(model, keep, name)) if name in QUANTISED else set()
     parts: dict[str, int] = {}
     seen: set[int] = set()
     layers = largest = 0
