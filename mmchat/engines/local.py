@@ -371,7 +371,7 @@ class LocalEngine:
             values = trace.lens(self.model.language, self.inputs(parts), ids, columns)
             word = repr(phrase) if phrase else "the answer's words"
             return Trace(
-                want, trace.as_square(values), f"How much each part of the picture makes the model think {word}."
+                want, trace.as_square(values, self.model.grid(len(values))), f"How much each part of the picture makes the model think {word}."
             )
         if not text.strip():
             raise ValueError("Attention is that of an answer: ask something first.")
@@ -392,7 +392,7 @@ class LocalEngine:
         ]
         values = trace.attention(self.model.language, self.inputs([*parts, *answer]), rows, columns)
         what = repr(phrase) if phrase else "the answer"
-        return Trace(want, trace.as_square(values), f"Where the model looked while it wrote {what}.")
+        return Trace(want, trace.as_square(values, self.model.grid(len(values))), f"Where the model looked while it wrote {what}.")
 
     def _answer_ids(self, prompt: tuple[Piece, ...], text: str) -> list[int]:
         """The ids that wrote an answer, where it is remembered; else its text's."""

@@ -20,11 +20,12 @@ def filled(
     keys: Sequence[tuple[str, str]] = (),
     drop: Sequence[str] = (),
     fold: Callable[[weights.State], weights.State] | None = None,
+    parts: Sequence[weights.Part] = (),
 ) -> Any:
     """What `build` makes, with exactly these parameters, in `dtype`, ready to run; gradients can flow."""
     with weights.without_memory():
         module = build()
     with TemporaryDirectory() as folder:
         save_file(dict(state), Path(folder) / "model.safetensors")
-        weights.load(module, Path(folder), keys, drop, fold, precision="fp32")
+        weights.load(module, Path(folder), keys, drop, fold, precision="fp32", parts=parts)
     return module.requires_grad_(True).to(dtype)

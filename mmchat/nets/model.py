@@ -123,6 +123,10 @@ class Model(nn.Module):
         table = self.language.get_input_embeddings()
         return table(torch.as_tensor(ids, dtype=torch.long, device=self.device))
 
+    def grid(self, tokens: int) -> tuple[int, int] | None:
+        """Rows and columns of a picture's `tokens` vectors, where they are a map but no square one."""
+        return None
+
     @property
     def device(self) -> torch.device:
         """Where the language model reads its input."""

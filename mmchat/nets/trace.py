@@ -62,12 +62,15 @@ def covered(low: float, high: float, cells: int) -> np.ndarray:
     return share
 
 
-def as_square(values: torch.Tensor) -> np.ndarray:
-    """[T] values of a picture's vectors, row by row over a square, as [side, side] in 0..1; ValueError otherwise."""
+def as_square(values: torch.Tensor, grid: tuple[int, int] | None = None) -> np.ndarray:
+    """[T] values of a picture's vectors, row by row over a grid (rows, columns), by default a square, as a map in 0..1;
+    ValueError otherwise.
+    """
     side = math.isqrt(len(values))
-    if side * side != len(values):
+    rows, columns = grid or (side, side)
+    if rows * columns != len(values):
         raise ValueError("This model's picture vectors are no square map: choose another heat map.")
-    return unit(values.float().reshape(side, side))
+    return unit(values.float().reshape(rows, columns))
 
 
 def unit(values: torch.Tensor) -> np.ndarray:
