@@ -1,4 +1,5 @@
 # make run: the page, all set up from a bare clone. make test: everything that is checked. make check: lint alone.
+# make kernels: the operator's compiled back end. make wheels: the same as a package.
 VENV ?= .venv
 PORT ?= 7860
 # The first Python that is new enough; `make run PYTHON=python3.12` chooses another one.
@@ -10,12 +11,12 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE = 1
 export GRADIO_ANALYTICS_ENABLED = False
 
-.PHONY: run test check format browser clean
+.PHONY: run test check format browser kernels wheels clean
 
-run: $(VENV)/.ready
+run: $(VENV)/.ready $(VENV)/.kernels
 	$(PY) app.py --port $(PORT) $(ARGS)
 
-test: $(VENV)/.ready-test browser
+test: $(VENV)/.ready-test $(VENV)/.kernels browser
 	$(VENV)/bin/ruff check .
 	$(PY) -m pytest $(ARGS)
 
@@ -38,6 +39,21 @@ $(VENV)/.ready-test: $(VENV)/.ready pyproject.toml
 	@$(PIP) -e ".[test]"
 	@touch $@
 
+# Seconds where there is a compiler; where there is none it says so, and plain torch does the work.
+$(VENV)/.kernels: $(VENV)/.ready kernels/compile_ops.py $(wildcard kernels/msda/csrc/msda_*)
+	@$(PY) kernels/compile_ops.py
+	@touch $@
+
+# The same, but it fails where it cannot be built. MSDA_BUILD=cuda builds the CUDA part.
+kernels: $(VENV)/.ready
+	@MSDA_BUILD=$${MSDA_BUILD:-cpp} $(PY) kernels/compile_ops.py
+	@touch $(VENV)/.kernels
+
+# One wheel for every Python and torch: dist/msda-*-py3-none-<platform>.whl
+wheels: $(VENV)/.ready
+	@MSDA_BUILD=$${MSDA_BUILD:-cpp} $(PIP) wheel --no-deps --wheel-dir dist ./kernels
+	@ls dist/msda-*.whl
+
 # The browser tests skip, and say so, where there is no Chromium and none can be installed.
 browser:
 	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 || { \
@@ -46,4 +62,4 @@ browser:
 	} || echo "No Chromium here: the browser tests will skip. On Debian: apt-get install chromium" >&2
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info kernels/build kernels/*.egg-info kernels/msda/*.so .pytest_cache .ruff_cache
