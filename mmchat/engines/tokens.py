@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+
+from mmchat.engines import sentencepiece
+from mmchat.engines.sentencepiece import BLANK
 
 HALF = "\ufffd"  # what a decoder writes for bytes that are not yet a character
 LONGEST = 8  # ids held back at most: a character takes four bytes, more are no character
@@ -15,18 +19,28 @@ LOOK_BACK = 6  # tokens decoded again with each new one: decoders treat the firs
 
 
 class Tokens:
-    """A tokenizer. `start`: ids in front of every prompt; `ends`: ids that end an answer."""
+    """A tokenizer. `start`: ids in front of every prompt; `ends`: ids that end an answer.
 
-    def __init__(self, tokenizer: Tokenizer, start: Sequence[int] = (), ends: Sequence[int] = ()) -> None:
-        self.tokenizer, self.start, self.ends = tokenizer, tuple(start), frozenset(ends)
+    `blank`: the tokenizer leaves it to us to put SentencePiece's blank in front of a text, and only there.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, start: Sequence[int] = (), ends: Sequence[int] = (), blank: bool = False
+    ) -> None:
+        self.tokenizer, self.start, self.ends, self.blank = tokenizer, tuple(start), frozenset(ends), blank
         first = self.tokenizer.encode("a", add_special_tokens=False).tokens[:1]
         self._plain: Tokenizer | None = None  # the same without marks, made when first needed
-        self.dummy = bool(first) and first[0].startswith("\u2581")  # puts a blank in front of every text
+        self.dummy = bool(first) and first[0].startswith(BLANK)  # puts a blank in front of every text
 
     def ids(self, text: str, dummy_space: bool = True) -> list[int]:
         """Ids of a text, nothing in front. dummy_space: as where a text starts, where SentencePiece adds a blank."""
         if not text:
             return []
+        if self.blank and dummy_space:
+            coded = self.tokenizer.encode(BLANK + text, add_special_tokens=False)
+            # In front of a mark the blank is taken back, as the original does.
+            bare = len(coded.ids) > 1 and coded.tokens[0] == BLANK and coded.tokens[1] in self._marks
+            return coded.ids[1:] if bare else coded.ids
         if dummy_space or not self.dummy:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
         # Only the start of a text gets the blank: tokenize behind something, then take that away.
@@ -40,7 +54,11 @@ class Tokens:
         if self._plain is None:
             spelled = json.loads(self.tokenizer.to_str()) | {"added_tokens": [], "post_processor": None}
             self._plain = Tokenizer.from_str(json.dumps(spelled))
-        return self._plain.encode(text, add_special_tokens=False).ids if text else []
+        return self._plain.encode(BLANK * self.blank + text, add_special_tokens=False).ids if text else []
+
+    @cached_property
+    def _marks(self) -> frozenset[str]:
+        return frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, marks included."""
@@ -55,23 +73,32 @@ class Tokens:
         """The tokenizer of a checkpoint's folder. ValueError where there is none."""
         folder = Path(folder)
         names = {name: _json(folder / name) for name in ("tokenizer_config.json", "generation_config.json")}
-        if (folder / "tokenizer.json").is_file():
+        settings, blank = names["tokenizer_config.json"], False
+        pieces = (folder / "tokenizer.model").is_file()
+        fast = (folder / "tokenizer.json").is_file()
+        if pieces and (not fast or settings.get("tokenizer_class") == "LlamaTokenizer"):
+            # The slow class, which reads this file and no other, is the one that the original asks for.
+            tokenizer, blank = sentencepiece.tokenizer(folder, settings)
+            settings = {"bos_token": "<s>", "eos_token": "</s>"} | settings
+        elif fast:
             try:
                 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             except Exception as error:  # noqa: BLE001 -- the library raises nothing narrower
                 raise ValueError(f"{folder / 'tokenizer.json'} is damaged ({error}): download it again.") from None
-        elif (folder / "tokenizer.model").is_file():
-            tokenizer = _from_sentencepiece(folder)
         else:
             raise ValueError(f"There is no tokenizer.json or tokenizer.model in {folder}: complete the download.")
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        settings = names["tokenizer_config.json"]
         bos = _id(tokenizer, settings.get("bos_token"), config.get("bos_token_id"))
-        wants = settings.get("add_bos_token", settings.get("tokenizer_class", "Llama").startswith("Llama"))
+        start = [bos] if bos is not None else []
+        if "add_bos_token" not in settings:
+            first = tokenizer.encode("", add_special_tokens=True).ids  # Llama 3's says so in tokenizer.json alone
+            start = start if first or settings.get("tokenizer_class", "Llama").startswith("Llama") else []
+        elif not settings["add_bos_token"]:
+            start = []
         eos = names["generation_config.json"].get("eos_token_id", config.get("eos_token_id"))
         ends = {_id(tokenizer, settings.get("eos_token"), None), *(eos if isinstance(eos, list) else [eos])}
-        return Tokens(tokenizer, [bos] if wants and bos is not None else [], [one for one in ends if one is not None])
+        return Tokens(tokenizer, start, [one for one in ends if one is not None], blank)
 
 
 class Growing:
@@ -101,16 +128,6 @@ class Growing:
         self._held.clear()
         self.shown = len(self.ids)
         return self.text
-
-
-def _from_sentencepiece(folder: Path) -> Tokenizer:
-    from transformers import LlamaTokenizer  # only old checkpoints need the conversion; it takes seconds
-
-    try:
-        return LlamaTokenizer.from_pretrained(folder).backend_tokenizer
-    except (ImportError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{folder / 'tokenizer.model'} cannot be read ({first}): add a tokenizer.json.") from None
 
 
 def _id(tokenizer: Tokenizer, named: Any, otherwise: int | None) -> int | None:
