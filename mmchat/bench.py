@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,43 @@ def switch() -> Iterator[tuple[str, bool]]:
             yield f"switch  {precision:5} left after each of {SWITCHES} switches: {steps} MB", worst <= MOST_LEFT
 
 
-ROWS: dict[str, Callable[[], Iterator[tuple[str, bool]]]] = {"plan": plan, "switch": switch}
+def load() -> Iterator[tuple[str, bool]]:
+    """Peak memory and time of loading 1.3 GB, against the model's own size and the time of reading its files."""
+    with tempfile.TemporaryDirectory() as place:
+        for kind in ("fp32 safetensors", "bf16 safetensors", "bf16 bin"):
+            precision, ending = kind.split()
+            folder = large(Path(place) / kind.replace(" ", "-"), precision, ending)
+            told = apart("loaded", str(folder), precision)
+            peak, time = told["peak"] / told["size"], told["seconds"] / told["reading"]
+            yield (
+                f"load    {kind:16} {told['files'] / 1e9:.2f} GB: peak {peak:.3f} of its size, "
+                f"{told['seconds']:.2f} s, "
+                f"{time:.2f} of reading its files",
+                peak <= 1.15 and time <= 1.5,
+            )
+            shutil.rmtree(folder)
+
+
+def quantise() -> Iterator[tuple[str, bool]]:
+    """Peak memory while a checkpoint of 1.3 GB in bf16 is quantised, against 0.45 of that and 300 MB."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = large(Path(place) / "bf16", "bf16", "safetensors")
+        for precision in ("nf4", "int8"):
+            told = apart("loaded", str(folder), precision)
+            most = 0.45 * told["files"] + 300e6
+            yield (
+                f"quantise {precision:5} of {told['files'] / 1e9:.2f} GB in bf16: peak {told['peak'] / 1e6:.0f} MB "
+                f"of at most {most / 1e6:.0f}, {told['size'] / 1e6:.0f} MB in the end, {told['seconds']:.1f} s",
+                told["peak"] <= most,
+            )
+
+
+ROWS: dict[str, Callable[[], Iterator[tuple[str, bool]]]] = {
+    "plan": plan,
+    "switch": switch,
+    "load": load,
+    "quantise": quantise,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +96,11 @@ def main(arguments: list[str] | None = None) -> int:
     reader.add_argument("--apart", nargs="+", help=argparse.SUPPRESS)
     options = reader.parse_args(arguments)
     if options.apart:
-        print(json.dumps({"measured": measured, "switched": switched}[options.apart[0]](*options.apart[1:])))
+        print(
+            json.dumps(
+                {"measured": measured, "switched": switched, "loaded": loaded}[options.apart[0]](*options.apart[1:])
+            )
+        )
         return 0
     if unknown := sorted(set(options.rows) - set(ROWS)):
         print(f"There is no row {', '.join(unknown)}: choose of {', '.join(ROWS)}.", file=sys.stderr)
@@ -123,6 +165,40 @@ def switched(first: str, second: str, precision: str) -> dict[str, list[int]]:
         now = resident()
         left.append(now - start.setdefault(folder, now))
     return {"left": left}
+
+
+def loaded(folder: str, precision: str) -> dict[str, float]:
+    """Seconds and peak bytes of loading a large checkpoint, bytes that the model then holds, seconds of reading its
+    files; the best of three of each in turn.
+    """
+    from mmchat import family
+    from mmchat.nets import quantise, weights
+
+    known = family.load("llava")
+    warm(Path(folder), precision)
+    paths = weights.shards(Path(folder))
+    told = {"files": sum(path.stat().st_size for path in paths), "reading": 1e9, "seconds": 1e9, "peak": 0, "size": 0}
+    for _ in range(3):
+        began = time.perf_counter()
+        for path in paths:
+            path.read_bytes()
+        told["reading"] = min(told["reading"], time.perf_counter() - began)
+        config = weights.read_config(Path(folder))
+        with weights.without_memory():
+            model = known.build(config)
+        before = resident()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        began = time.perf_counter()
+        weights.load(model, Path(folder), known.keys, known.drop, known.fold, precision, known.keep)
+        told["seconds"] = min(told["seconds"], time.perf_counter() - began)
+        lines = dict(line.split(":") for line in Path("/proc/self/status").read_text("utf-8").splitlines())
+        told["peak"] = max(told["peak"], int(lines["VmHWM"].split()[0]) * 1024 - before)
+        packed = quantise.packed_layers(model)
+        told["size"] = sum(one.nbytes for one in model.state_dict().values())
+        told["size"] += sum(quantise.packed_state(model, path, "int8")[f"{path}.SCB"].nbytes
+                            for path, kind in packed.items() if kind == "int8")  # fmt: skip
+        del model
+    return told
 
 
 def warm(folder: Path, precision: str) -> None:
@@ -194,6 +270,40 @@ def checkpoint(folder: Path, width: int, layers: int, tower: int) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def large(folder: Path, precision: str, ending: str) -> Path:
+    """A LLaVA checkpoint of 1.3 GB of random weights in four files, written one file at a time."""
+    import torch
+    from safetensors.torch import save_file
+
+    from mmchat import family
+    from mmchat.nets import weights
+
+    known = family.load("llava")
+    small = checkpoint(folder.parent / "small", 64, 2, 2)
+    config = {**json.loads((small / "config.json").read_text("utf-8")), "hidden_size": 2048, "intermediate_size": 5632,
+              "num_hidden_layers": 12 if precision == "bf16" else 6, "num_attention_heads": 16,
+              "num_key_value_heads": 16}  # fmt: skip
+    with weights.without_memory():
+        shapes = {name: tuple(one.shape) for name, one in known.build(config).state_dict().items()}
+    folder.mkdir()
+    names, dtype = list(shapes), {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    places = {}
+    for number in range(4):
+        part = names[number * len(names) // 4 : (number + 1) * len(names) // 4]
+        state = {name: torch.empty(shapes[name], dtype=dtype).normal_(std=0.02) for name in part}
+        file = f"model-{number + 1:05d}-of-00004.safetensors"
+        if ending == "bin":
+            file = f"pytorch_{file.removesuffix('.safetensors')}.bin"
+            torch.save(state, folder / file)
+        else:
+            save_file(state, folder / file)
+        places |= dict.fromkeys(part, file)
+    index = "pytorch_model.bin.index.json" if ending == "bin" else "model.safetensors.index.json"
+    (folder / index).write_text(json.dumps({"weight_map": places}), "utf-8")
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return folder
 
 

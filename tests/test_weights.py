@@ -620,3 +620,24 @@ def test_spread_over_what_there_is(folder):
     places = weights.spread(FAMILY.build(FAMILY.dwarf), torch.float32)
     assert set(places.values()) <= {"cpu", 0, 1, 2, 3, 4, 5, 6, 7} and places
     assert same(opened(FAMILY, folder, device="auto"), state_of(folder))
+
+
+@pytest.mark.parametrize("precision", weights.QUANTISED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantising_in_pieces_gives_what_quantising_at_once_does(monkeypatch, precision, dtype):
+    import bitsandbytes as bnb
+
+    monkeypatch.setattr(quantise, "PIECE", 1000)
+    weight = torch.randn(96, 192, generator=torch.Generator().manual_seed(0)).to(dtype)
+    model = torch.nn.Sequential(torch.nn.Linear(192, 96, bias=False))
+    quantise.pack(model, "0", weight, precision, dtype, "cpu")
+    kinds = {"nf4": (bnb.nn.Params4bit, {"quant_type": "nf4"}), "int8": (bnb.nn.Int8Params, {})}
+    kind, more = kinds[precision]
+    whole = torch.nn.Sequential(
+        quantise._empty(torch.nn.Sequential(torch.nn.Linear(192, 96, bias=False)), "0", precision, dtype)
+    )
+    whole[0].weight = kind(weight.clone(), requires_grad=False, **more).to("cpu")
+    mine, theirs = quantise.packed_state(model, "0", precision), quantise.packed_state(whole, "0", precision)
+    assert list(mine) == list(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    x = torch.randn(3, 192, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert torch.equal(model.eval()(x), whole.eval()(x))

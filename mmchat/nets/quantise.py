@@ -15,6 +15,7 @@ from torch import nn
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "nf4")
 QUANTISED = ("int8", "nf4")
+PIECE = 1 << 20  # weights that are quantised at once
 BLOCK = 64  # weights that share a scale in 4 bits
 STATE4 = "quant_state.bitsandbytes__nf4"  # the name, behind a weight's, under which its 4-bit numbers are saved
 PARTS = {  # names, behind a quantised layer's own, of what is saved beside its `weight`; the first tells the kind
@@ -52,8 +53,8 @@ def settle_precision(asked: str, device: str = "cpu") -> tuple[str, torch.dtype,
 def linear_layers(model: nn.Module, keep: Sequence[str] = (), precision: str = "nf4") -> list[str]:
     """Paths of the linear layers that are quantised: the language model's, without its head and what is in `keep`.
 
-    nf4 also passes over layers whose rows are not whole blocks of 64, which bitsandbytes gets wrong on a CPU: real
-    models have none, dwarfs do.
+    nf4 also passes over layers whose rows are not whole blocks of 64, or not a multiple of 32 in number, which
+    bitsandbytes gets wrong on a CPU: real models have none, dwarfs do.
     ValueError where a path of `keep` is no module of the model: it would keep nothing, and nobody would notice.
     """
     paths = {path for path, _ in model.named_modules()}
@@ -68,7 +69,7 @@ def linear_layers(model: nn.Module, keep: Sequence[str] = (), precision: str = "
         for path, module in language.named_modules()
         if isinstance(module, nn.Linear)
         and module is not head
-        and (precision != "nf4" or module.in_features % BLOCK == 0)
+        and (precision != "nf4" or (module.in_features % BLOCK == 0 and module.out_features % 32 == 0))
         and not any(f"language.{path}.".startswith(f"{kept}.") for kept in keep)
     ]
 
@@ -76,13 +77,38 @@ def linear_layers(model: nn.Module, keep: Sequence[str] = (), precision: str = "
 def pack(model: nn.Module, path: str, weight: torch.Tensor, precision: str, dtype: torch.dtype, device: str) -> None:
     """Put a quantised layer in the place of a linear one. Its bias, if any, is assigned like any other parameter."""
     layer = _empty(model, path, precision, dtype)
+    layer.weight = (_four if precision == "nf4" else _eight)(weight, dtype, device)
+
+
+def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Groups of rows of about a million numbers: what quantising takes beside the weight is many times its piece."""
+    return weight.split(max(1, PIECE // weight.shape[1]))
+
+
+def _four(weight: torch.Tensor, dtype: torch.dtype, device: str) -> nn.Parameter:
+    """A 4-bit weight, as bitsandbytes makes it of the whole at once: blocks of 64, whose scales are in 8 bits again."""
     bnb = _bitsandbytes()
-    weight = weight.to(dtype)
-    if precision == "nf4":
-        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
-    else:
-        layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-    layer.weight = layer.weight.to(device)  # this is what quantises
+    packed, scales = [], []
+    for piece in _pieces(weight):
+        four, state = bnb.functional.quantize_4bit(piece.to(device, dtype), quant_type="nf4", compress_statistics=False)
+        packed.append(four)
+        scales.append(state.absmax)
+    absmax = torch.cat(scales)
+    offset = absmax.mean()
+    state.absmax, state.state2 = bnb.functional.quantize_blockwise(absmax - offset, blocksize=256)
+    state.shape, state.offset, state.nested = weight.shape, offset, True
+    return bnb.nn.Params4bit(
+        torch.cat(packed), requires_grad=False, quant_state=state, quant_type="nf4", compress_statistics=True,
+        bnb_quantized=True,
+    )  # fmt: skip
+
+
+def _eight(weight: torch.Tensor, dtype: torch.dtype, device: str) -> nn.Parameter:
+    """An 8-bit weight: a scale for each row."""
+    bnb = _bitsandbytes()
+    done = [bnb.functional.int8_vectorwise_quant(piece.to(device, dtype).half())[:2] for piece in _pieces(weight)]
+    rows, scales = (torch.cat(parts) for parts in zip(*done, strict=True))
+    return bnb.nn.Int8Params(rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales)
 
 
 def unpack(

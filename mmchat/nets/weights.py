@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,9 @@ def load(
                 target.put(name, tensor)
             done = sum(item.size for item in folded)
             target.expect(rest, complete=True)
-        for item in rest:
-            target.put(item.name, item.read())
+        for item, tensor in _ahead(rest):
+            target.put(item.name, tensor)
+            del tensor  # or it would stay while the next one is waited for
             done += item.size
             if progress is not None:
                 progress(done, total)
@@ -192,6 +194,16 @@ def _compute_device(places: Places) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     gpus = [f"cuda:{place}" if place.isdigit() else place for place in named if place not in ("cpu", "disk")]
     return gpus[0] if gpus else "cpu"
+
+
+def _ahead(coming: Sequence[Item]) -> Iterator[tuple[Item, torch.Tensor]]:
+    """Each item with its tensor, while a thread reads the next one: never more than two are underway."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(coming[0].read) if coming else None
+        for item, after in zip(coming, [*coming[1:], None], strict=True):
+            held = [waiting.result()]
+            waiting = pool.submit(after.read) if after is not None else None
+            yield item, held.pop()
 
 
 def _split(known: Sequence[Item], fold: Callable[[State], State] | None) -> tuple[list[Item], list[Item]]:
@@ -318,10 +330,9 @@ class _Target:
             self.wrong.append((name, tuple(tensor.shape), self.shapes[name]))
             self.done.add(name)
             return
-        if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32)):
-            if not torch.isfinite(tensor).all():
-                where = self.found[0].path
-                raise ValueError(f"{name} in {where} holds numbers that are none (NaN or infinite): download it again.")
+        if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
+            where = self.found[0].path
+            raise ValueError(f"{name} in {where} holds numbers that are none (NaN or infinite): download it again.")
         device = self.device(name)
         if owner in self.packed and last == "weight":
             quantise.pack(self.model, owner, tensor, self.precision, self.dtype, device)
