@@ -228,15 +228,19 @@ def whole(case: Case, dtype: torch.dtype) -> Outputs:
     return run_whole(case, dtype, filled(lambda: build(checkpoint_config(case)), case.state(), dtype, KEYS, DROP))
 
 
-def run_whole(case: Case, dtype: torch.dtype, model: Model) -> Outputs:
-    """The same for any model of this layout."""
+def run_whole(case: Case, dtype: torch.dtype, model: Model, pictures: torch.Tensor | None = None) -> Outputs:
+    """The same for any model of this layout; `pictures` where the case does not hold them as they are, or where the
+    tower does not see them whole.
+    """
     config, given = case.config, case.inputs(dtype)
     out = {}
-    if "images" in given:
+    if pictures is not None:
+        vectors = model.see(pictures).images
+        out["image_features"] = torch.stack(vectors)
+    elif "images" in given:
         levels = model.vision(given["images"])
         out["tower_features"] = torch.stack(levels) if len(levels) > 1 else levels[0]
-        out["image_features"] = model.see(given["images"]).images
-        vectors = tuple(out["image_features"])
+        vectors = model.see(given["images"]).images
         out["image_features"] = torch.stack(vectors)
     else:
         sizes = given["image_sizes"].tolist()

@@ -31,9 +31,10 @@ class Part:
     `key`: the entry of config.json that names it: a path, or a hub name whose last word is looked for in the checkpoint
     and beside it; null says that nothing is needed. `usual`: its name where config.json is silent. `title` and `holds`
     (a prefix of our names): what it brings. `prefix` is put before its published names, and then they are renamed.
-    `way`: "fill" brings what the checkpoint lacks; "delta" is the base that the checkpoint is a difference to, with
-    `alone` the patterns of our names that are stored as they are. `scale`: of low-rank pairs in a checkpoint without
-    adapter_config.json. `config`: the entry of config.json that its own config.json becomes, where it is not there yet.
+    `way`: "fill" brings what the checkpoint lacks; "instead" also takes the place of what it holds; "delta" is the base
+    that the checkpoint is a difference to, with `alone` the patterns of our names that are stored as they are. `scale`:
+    of low-rank pairs in a checkpoint without adapter_config.json. `config`: the entry of config.json that its own
+    config.json becomes, where it is not there yet.
     """
 
     key: str
@@ -179,7 +180,8 @@ def items(found: Sequence[Source], keys: Keys, drop: Sequence[str], parts: Seque
                 pairs.setdefault(renamed(f"{pair[1]}.weight", keys), {})[pair[2]] = one
                 continue
             ours = renamed(published, keys)
-            if not dropped(drop, published, ours) and (ours not in into or number == 0):
+            instead = source.part is not None and source.part.way == "instead"
+            if not dropped(drop, published, ours) and (ours not in into or number == 0 or instead):
                 into[ours] = one
     out = {name: Item(name, one.shape, one.dtype, one.size, one.read) for name, one in plain.items()}
     if delta is not None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from mmchat.picture import squashed
@@ -107,3 +108,60 @@ def merged(
         return torch.cat((whole, big.flatten(1).T))
     # Without un-padding the original lays the tiles' rows down band by band, which is the same order.
     return torch.cat((whole, big.flatten(1).T))
+
+
+# Views of INF-LLaVA (Lin et al. 2024): maps [B, rows, columns, C] in pieces [n * n, B, rows / n, columns / n, C],
+# as tiles or as every n-th place, and back.
+
+
+def cut(map_BHWC: torch.Tensor, n: int) -> torch.Tensor:
+    """Tiles, row by row."""
+    batch, rows, columns, channels = map_BHWC.shape
+    pieces = map_BHWC.reshape(batch, n, rows // n, n, columns // n, channels)
+    return pieces.permute(1, 3, 0, 2, 4, 5).flatten(0, 1)
+
+
+def pasted(pieces: torch.Tensor, n: int) -> torch.Tensor:
+    """The map whose tiles these are."""
+    _, batch, rows, columns, channels = pieces.shape
+    grid = pieces.reshape(n, n, batch, rows, columns, channels).permute(2, 0, 3, 1, 4, 5)
+    return grid.reshape(batch, n * rows, n * columns, channels)
+
+
+def strided(map_BHWC: torch.Tensor, n: int) -> torch.Tensor:
+    """Every n-th place, by the row and then the column where a view begins."""
+    batch, rows, columns, channels = map_BHWC.shape
+    pieces = map_BHWC.reshape(batch, rows // n, n, columns // n, n, channels)
+    return pieces.permute(2, 4, 0, 1, 3, 5).flatten(0, 1)
+
+
+def interleaved(pieces: torch.Tensor, n: int) -> torch.Tensor:
+    """The map whose every n-th places these are."""
+    _, batch, rows, columns, channels = pieces.shape
+    grid = pieces.reshape(n, n, batch, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
+    return grid.reshape(batch, n * rows, n * columns, channels)
+
+
+def enlarged(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """Pictures [B, 3, H, W] as squares of `side`: bicubic, without antialiasing, in float32, as the original does."""
+    if pictures.shape[-2:] == (side, side):
+        return pictures
+    out = F.interpolate(pictures.float(), (side, side), mode="bicubic", align_corners=False)
+    return out.to(pictures.dtype)
+
+
+def all_views(pictures: torch.Tensor, side: int, n: int = 3) -> torch.Tensor:
+    """The 2 n * n + 1 views [views, B, 3, side, side] that the original hands to its tower: tiles, strides, thumbnail.
+
+    In the order of the original; with n 3, `few_views` are those that its result depends on.
+    """
+    large = enlarged(pictures, n * side).permute(0, 2, 3, 1)
+    views = torch.cat((cut(large, n), strided(large, n))).permute(0, 1, 4, 2, 3)
+    return torch.cat((views, enlarged(pictures, side)[None]))
+
+
+def few_views(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """The nine tiles and the view of every third pixel that begins at 1, 1: [10, B, 3, side, side]."""
+    large = enlarged(pictures, 3 * side)
+    tiles = cut(large.permute(0, 2, 3, 1), 3).permute(0, 1, 4, 2, 3)
+    return torch.cat((tiles, large[None, :, :, 1::3, 1::3]))

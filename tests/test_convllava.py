@@ -1,0 +1,155 @@
+"""ConvLLaVA: real sizes, pictures of any shape, the encoder's own folder, published layouts on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import dwarfs
+import keylists
+import published
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mmchat import golden
+from mmchat.desk import Desk
+from mmchat.engines.local import LocalEngine
+from mmchat.families.convllava import DROP, FAMILY, KEYS, build, frame
+from mmchat.golden import Case, llava
+from mmchat.nets import weights
+from mmchat.nets.convnext import CONVNEXT_LARGE, ConvNextTower
+
+GOLDEN = keylists.GOLDEN / "convllava"
+OURS = (
+    (r"^vision\.", "model.vision_tower.vision_tower."),
+    (r"^bridge\.", "model.mm_projector."),
+    (r"^language\.", ""),
+)
+
+
+def real(side: int, sizes: dict[str, int], heads: int) -> dict:
+    return keylists.language(sizes, heads) | {
+        "mm_hidden_size": 3072, "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -1,
+        "image_aspect_ratio": "pad", "mm_vision_tower": f"ConvLLaVA/ConvLLaVA-ConvNeXt-{side}",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "heads"), [(keylists.VICUNA_7B, 32), (keylists.VICUNA_13B, 40)], ids=["7B", "13B"])
+def test_real_sizes_have_the_published_names_and_shapes(sizes, heads):
+    with weights.without_memory():
+        model = build(real(768, sizes, heads))
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert ours == {weights.renamed(name, KEYS): shape for name, shape in keylists.listed("convllava", sizes)}
+
+
+def test_the_encoder_has_as_many_parameters_as_published():
+    with weights.without_memory():
+        tower = ConvNextTower(CONVNEXT_LARGE)
+    unused = 2 * 3072  # the last norm, which the published count holds and nobody applies
+    assert sum(parameter.numel() for parameter in tower.parameters()) + unused == 669_167_808
+    assert sum(parameter.numel() for parameter in tower.encoder.stages[4].parameters()) == 472_934_400
+
+
+@pytest.mark.parametrize(("side", "tokens"), [(768, 144), (1024, 256), (1536, 576)])
+def test_a_side_is_known_by_the_encoders_name_and_gives_its_tokens(side, tokens):
+    assert frame(real(side, keylists.VICUNA_7B, 32)).side == side
+    with torch.inference_mode():
+        (level,) = ConvNextTower(FAMILY.dwarf["vision_config"])(torch.zeros(1, 3, side, side))
+    assert level.shape[1] == tokens
+
+
+@pytest.mark.parametrize(("size", "grid"), [((768, 1024), (12, 16)), ((800, 600), (12, 9)), ((1000, 777), (15, 12))])
+def test_any_height_and_width_is_seen_and_each_stride_floors(size, grid):
+    model = dwarfs.build(FAMILY)
+    with torch.inference_mode():
+        seen = model.see(torch.randn(1, 3, *size))
+    assert len(seen.images[0]) == grid[0] * grid[1]
+    assert tuple(seen.levels["vision"].shape[-2:]) == tuple(seen.levels["bridge"].shape[-2:]) == grid
+
+
+def test_an_unknown_encoder_a_wrong_layer_and_a_tiny_picture_are_told():
+    with pytest.raises(ValueError, match="put the ConvNeXt encoder's folder beside"):
+        frame({"mm_vision_tower": "someone/other"})
+    with pytest.raises(ValueError, match="write -1"):
+        ConvNextTower(FAMILY.dwarf["vision_config"], -3)
+    with pytest.raises(ValueError, match="too small"):
+        ConvNextTower(FAMILY.dwarf["vision_config"])(torch.zeros(1, 3, 63, 200))
+
+
+def test_a_last_block_left_out_is_the_map_before_it():
+    torch.manual_seed(0)
+    sizes = FAMILY.dwarf["vision_config"] | {"depths": [1, 1, 1, 1, 2]}
+    whole, less = ConvNextTower(sizes), ConvNextTower(sizes, -2)
+    less.load_state_dict({name: value for name, value in whole.state_dict().items() if name in less.state_dict()})
+    whole.encoder.stages[-1].layers[-1].layer_scale_parameter.data.zero_()  # then the last block adds nothing
+    pixels = torch.randn(1, 3, 128, 192)
+    assert torch.equal(whole(pixels)[0], less(pixels)[0])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The dwarf as published: two shards of either kind, a ConvNeXt copy inside."""
+    state = published.named(dwarfs.build(FAMILY).state_dict(), OURS)
+    config = dict(FAMILY.dwarf)
+    place = tmp_path_factory.mktemp("convllava")
+    return {kind: published.write(place / kind, state, config, kind) for kind in ("safetensors", "bin")}
+
+
+def test_both_kinds_of_shards_say_the_same_as_the_model_itself(checkpoint, dwarf_folder, picture):
+    first = published.answer(dwarf_folder("convllava"), FAMILY, picture).raw
+    assert first and [published.answer(folder, FAMILY, picture).raw for folder in checkpoint.values()] == [first] * 2
+
+
+def test_the_encoders_own_folder_takes_the_place_of_the_copy_inside(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint["safetensors"], tmp_path / "llm")
+    config = {key: value for key, value in FAMILY.dwarf.items() if key != "vision_config"}
+    (folder / "config.json").write_text(json.dumps(config | {"mm_vision_tower": "ConvLLaVA/encoder"}))
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    other = dwarfs.build(FAMILY, seed=1).vision.state_dict()
+    save_file({name: value.contiguous() for name, value in other.items()}, encoder / "model.safetensors")
+    (encoder / "config.json").write_text(json.dumps(FAMILY.dwarf["vision_config"]))
+    config = weights.read_config(folder, FAMILY.parts)
+    with weights.without_memory():
+        model = build(config)
+    found = weights.sources(folder, config, FAMILY.parts)
+    weights.load(model, found, KEYS, DROP, None, precision="fp32", parts=FAMILY.parts)
+    assert all(torch.equal(value, other[name]) for name, value in model.vision.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_recorded_whole_model_is_loaded_from_disk(kind, precision, tmp_path):
+    case = Case(GOLDEN / "whole_arbitrary_aspect.json")
+    folder = published.write(tmp_path / kind, case.state(), llava.checkpoint_config(case), kind)
+    with weights.without_memory():
+        model = build(weights.read_config(folder))
+    weights.load(model, folder, KEYS, DROP, None, precision=precision, keep=FAMILY.keep)
+    with torch.inference_mode():
+        out = llava.run_whole(case, model.dtype, model)
+    theirs = case.tensors["out.logits"]
+    error = (out["logits"].float() - theirs).abs().max() / theirs.abs().max()
+    assert error <= {"fp32": 1e-5, "bf16": 0.02}[precision]  # bf16 keeps 8 bits; seven layers add up their rounding
+    if precision == "fp32":
+        assert torch.equal(out["greedy_ids"], case.tensors["out.greedy_ids"])
+
+
+def test_four_bits_quantise_the_language_model_alone_and_answer(checkpoint, picture):
+    desk = Desk(LocalEngine.open(checkpoint["safetensors"], FAMILY, "nf4", "cpu"))
+    packed = {name for name, part in desk.engine.model.named_modules() if type(part).__name__ == "Linear4bit"}
+    assert "language.model.layers.0.self_attn.q_proj" in packed
+    assert not [name for name in packed if not name.startswith("language.model.layers.")]
+    answers = {published.answer(folder, FAMILY, picture, "nf4").raw for folder in checkpoint.values()}
+    assert len(answers) == 1 and answers != {""}
+    desk.engine.close()
+
+
+def test_a_photograph_is_padded_to_the_encoders_side():
+    pixels, placement = frame(FAMILY.dwarf).fit(Image.new("RGB", (300, 100), (9, 9, 9)))
+    assert pixels.shape == (3, 256, 256) and placement.offset[1] > 0
+
+
+def test_the_recorded_folder_is_judged_without_a_skip():
+    assert {row.status for row in golden.run(GOLDEN)} <= {"ok"}
