@@ -95,6 +95,20 @@ INLINE void narrow(float x, half &to) {
     to.bits = out | (sign >> 16);
 }
 
+template <class T, class V> INLINE void keep(V v, T *to) { store(to, v); }
+INLINE void keep(Vec<float> v, bfloat16 *to) {
+    typedef uint32_t Long __attribute__((vector_size(BYTES)));
+    typedef uint16_t Short __attribute__((vector_size(BYTES / 2)));
+    Long u = bits<Long>(v);
+    Long rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    store(to, __builtin_convertvector(v == v ? rounded : rounded - rounded + 0x7fc0, Short));
+}
+INLINE void keep(Vec<float> v, half *to) {
+    float wide[LANES<float>];
+    store(wide, v);
+    for (int lane = 0; lane < LANES<float>; ++lane) narrow(wide[lane], to[lane]);
+}
+
 // Lanes 0, 2, 4, ... (First 0) or 1, 3, 5, ... of two vectors laid end to end; lanes exchanged with those Step away.
 template <class V, int Step, int... I> struct Shuffle {
     template <int First> static INLINE V every_other(V a, V b) {
@@ -296,10 +310,7 @@ INLINE void gather(const Plan<T> &plan, int64_t first, const C *tile, int64_t at
     }
     for (int n = 0; n < N; ++n) {
         sums[n] += others[n];
-        if (sizeof(V) == sizeof(T))
-            store(out + at + n * LANES<T>, sums[n]);
-        else
-            for (int lane = 0; lane < LANES<T>; ++lane) narrow(sums[n][lane], out[at + n * LANES<T> + lane]);
+        keep(sums[n], out + at + n * LANES<T>);
     }
 }
 
