@@ -224,7 +224,12 @@ class _Reading:
         """The boxes that stand whole in a mark that the end of the text cuts off; whether there are any."""
         kept = False
         for form in self.dialect.forms:
-            if form.run or form.plain or not isinstance(form.code, Scaled) or not text.startswith(form.open, begin):
+            if (
+                form.run
+                or not any(form.close)
+                or not isinstance(form.code, Scaled)
+                or not text.startswith(form.open, begin)
+            ):
                 continue
             if form.pairs:
                 for match in form.numbers.finditer(text, begin, len(text)):
@@ -238,9 +243,9 @@ class _Reading:
                 end = part.start() if part else len(text)
                 found = [*form.numbers.finditer(text, start, end)] if end > start else []
                 start = part.end() if part else end
-                if len(found) == 4 and found[-1].end() < len(text):  # a number at the very end may go on
-                    self._gap()
-                    values = [float(number.group(1)) for number in found]
+                values = [float(number.group(1)) for number in found]
+                if len(found) == 4 and found[-1].end() < len(text) and (not form.plain or form.meant(values)):
+                    self._gap()  # a number at the very end may go on
                     self._place(form, values, (found[0].start(), found[-1].end()))
                     kept = True
             break

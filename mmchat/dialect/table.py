@@ -38,7 +38,7 @@ MINIGPT_V2 = Marks(
     "minigpt_v2",
     (
         Form(
-            ("{",), "<>0-9 ", ("}",), Scaled(100, 0, step="floor"), "<{}><{}><{}><{}>", join="<delim>", several=False,
+            ("{",), "-<>0-9 ", ("}",), Scaled(100, 0, step="floor"), "<{}><{}><{}><{}>", join="<delim>", several=False,
             split=NEVER, plain=True,
         ),
     ),
@@ -73,7 +73,7 @@ GROMA = Marks(
     (Form(("<r",), "0-9", (">",), Index(), "<r{}>", join="", run=1),),
     phrase=P,
     group=("<roi>", "</roi>"),
-    silent=("[grounding]", "<sep>", "</s>"),
+    silent=("[grounding]", "<sep>", "<s>", "</s>", "<img>", "</img>", "<image>", "<region>"),
     label="marked",
     example="<p>two mugs</p> <roi><r3><r18></roi>",
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from mmchat.dialect import Scene
+from mmchat.dialect.table import GROMA
+from mmchat.geometry import Box, outline
 from mmchat.golden import Case, Line, texts
 from mmchat.golden.llava import written
+from mmchat.golden.texts import Entry
 from mmchat.prompt import Slot
 from mmchat.templates import TEMPLATES
 
@@ -47,4 +51,50 @@ def regions(prompt: tuple[str | Slot, ...]) -> str:
     )
 
 
-HANDLERS = {"prompts": prompts}
+def dialect(case: Case) -> list[Line]:
+    """Which regions an answer names, how a caption is cleaned, how a phrase is asked for."""
+
+    def named(entry: Entry) -> dict:
+        count = entry["number_of_boxes"]
+        given = {int(key): value for key, value in entry["boxes_cxcywh"].items()}
+        boxes = tuple(_box(given.get(number, (0.5, 0.5, 0.5, 0.5))) for number in range(count))
+        grounded = GROMA.read(entry["text"], Scene(boxes))
+        chosen = sorted(
+            (source, region, place)
+            for span in grounded.spans
+            for source, region, place in zip(span.source, span.regions, span.places, strict=True)
+        )
+        ids = [region for _, region, _ in chosen]
+        size = tuple(entry["image_size"])
+        return {"ids": ids, "boxes_xyxy_pixels": [list(outline(place).pixels(size)) for _, _, place in chosen]}
+
+    def cut(entry: Entry) -> dict:
+        """The original's boxes inside of the picture, as ours are."""
+        size = tuple(entry["image_size"])
+        boxes = [Box.from_pixels(box, size).clipped().pixels(size) for box in entry["result"]["boxes_xyxy_pixels"]]
+        return {"ids": entry["result"]["ids"], "boxes_xyxy_pixels": [list(box) for box in boxes]}
+
+    regions = [entry for entry in case.info["parse"] if entry["function"].startswith("region ids")]
+    captions = [entry for entry in case.info["parse"] if not entry["function"].startswith("region ids")]
+    asked = [entry for entry in case.info["write"] if entry["what"] == "phrase to locate"]
+    return [
+        *texts.table([{**entry, "result": cut(entry)} for entry in regions], named),
+        *texts.table(
+            [{**entry, "result": _words(entry["result"])} for entry in captions],
+            lambda entry: _words(GROMA.read(entry["text"]).text),
+        ),
+        *texts.table(asked, lambda entry: GROMA.write((), entry["text"][3:-4]), "text", "write"),
+    ]
+
+
+def _words(text: str) -> str:
+    """A caption without its blanks and quotes: how these stand is for scoring alone."""
+    return "".join(text.split()).strip("'\"")
+
+
+def _box(numbers: tuple[float, ...]) -> Box:
+    x, y, width, height = numbers
+    return Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+
+HANDLERS = {"dialect": dialect, "prompts": prompts}

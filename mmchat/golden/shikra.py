@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
 
+from mmchat.dialect import Form, Marks, Scaled
 from mmchat.dialect.table import SHIKRA
 from mmchat.families.shikra import FAMILY, WHITE, build
-from mmchat.geometry import Box, Frame
+from mmchat.geometry import Box, Frame, Point
 from mmchat.golden import Case, Line, Outputs, texts
 from mmchat.golden.llava import MARK, greedy, images, looked_at, pieces, pixels
 from mmchat.golden.loading import filled
+from mmchat.golden.texts import Entry, Found, found
 from mmchat.nets import weights
 from mmchat.nets.bridges import LastLevel, projector
 from mmchat.nets.language import llama
@@ -128,7 +131,87 @@ def summed(case: Case, dtype: torch.dtype) -> Outputs:
     return {name: state[weights.renamed(name, FAMILY.keys)].half() for name in delta}
 
 
+# The formatters that the code offers beside the one of the released model.
+SQUARE = replace(SHIKRA, way="squash")  # as the original, which stays in the padded square
+ROUND = replace(SQUARE, forms=(replace(SHIKRA.forms[0], open=("(",), close=(")",)),))
+_BINS = Form(
+    ("<b_st>", "<p_st>"), r"<>a-z_0-9 ", ("<b_ed>", "<p_ed>"), Scaled(1000, 0),
+    "<bin_{}> <bin_{}> <bin_{}> <bin_{}>", "<bin_{}> <bin_{}>", join="<b_sep>", split="<[bp]_sep>",
+    number=r"<bin_(\d+)>",
+)  # fmt: skip
+BINS = Marks("shikra_bins", (_BINS,), way="squash")
+
+
+def dialect(case: Case) -> list[Line]:
+    """Four readers on the same texts, and user messages with regions filled in."""
+
+    def read(dialect: Marks, count: int):
+        def places(entry: Entry) -> tuple[Found, Found, tuple[float, float]]:
+            ours = [item for item in found(dialect, entry["text"], (1, 1)) if len(item[1]) == count]
+            result = entry["result"] or []
+            theirs = (
+                [result] if entry["reader"] == "rec_answer" and result else [one for part in result for one in part]
+            )
+            return ours, [(None, one) for one in theirs], (1.0, 1.0)
+
+        return places
+
+    readers = {
+        "plain_boxes": read(SQUARE, 4),
+        "plain_points": read(SQUARE, 2),
+        "rec_answer": read(SQUARE, 4),
+        "round_boxes": read(ROUND, 4),
+        "token_boxes": read(BINS, 4),
+        "token_points": read(BINS, 2),
+    }
+
+    def square(entry: Entry) -> list:
+        size = tuple(entry["image_size"])
+        placement = Frame(1, "pad").place(size)
+        point = placement.into(Point(entry["point_px"][0] / size[0], entry["point_px"][1] / size[1]))
+        return [box(entry["box_px"], entry["image_size"]), SHIKRA.write([point])]
+
+    squares = [{**entry, "written": [entry["box_written"], entry["point_written"]]} for entry in case.info["square"]]
+    return [
+        *texts.read_all(case.info["parse"], readers),
+        *texts.table(case.info["write"], message, "text"),
+        *texts.table(squares, square, "written", "square"),
+    ]
+
+
+def message(entry: Entry) -> str:
+    """A user's message with its regions filled in; a wrong number is a ValueError."""
+    form = BINS if entry["writer"] == "token_bins" else SHIKRA
+    if not entry["image_size"] and any(mark in entry["template"] for mark in (MARK, "<boxes>", "<points>")):
+        raise ValueError("this message names a picture and has none: add one")
+    size = tuple(entry["image_size"] or (1, 1))
+    placement = Frame(1, "pad").place(size)
+    text = entry["template"]
+    for mark, regions, order in (("<boxes>", "boxes_px", "boxes_seq"), ("<points>", "points_px", "points_seq")):
+        drawn, order = entry[regions] or [], entry[order] or []
+        if text.count(mark) != len(order):
+            raise ValueError(f"the message has {text.count(mark)} places {mark} and {len(order)} lists for them")
+        for numbers in order:
+            if any(not 0 <= number < len(drawn) for number in numbers):
+                raise ValueError(f"there are {len(drawn)} regions: {numbers} names one that does not exist")
+            chosen = [[value / size[axis % 2] for axis, value in enumerate(drawn[number])] for number in numbers]
+            fitted = [placement.into(Point(*one) if len(one) == 2 else Box(*one)) for one in chosen]
+            written = "" if not fitted else _tokens(fitted) if form is BINS else form.write(fitted)
+            text = text.replace(mark, written, 1)
+    if entry["image_size"] and MARK not in text:
+        text = f"{MARK} {text}"
+    return text.replace(MARK, f"<im_start>{PATCHES}<im_end>")
+
+
+def _tokens(fitted: list) -> str:
+    """Bins have marks of their own for points."""
+    kind = "p" if isinstance(fitted[0], Point) else "b"
+    forms = (replace(_BINS, open=(f"<{kind}_st>",), close=(f"<{kind}_ed>",), join=f"<{kind}_sep>"),)
+    return Marks("shikra_bins", forms).write(fitted)
+
+
 HANDLERS = {
+    "dialect": dialect,
     "prompts": prompts,
     "Expand2square + CLIPImageProcessor": preprocessed,
     "ShikraLlamaModel.mm_projector (one linear layer)": projected,

@@ -77,6 +77,18 @@ def talk(template: Template, said: Sequence[tuple[str | tuple[Piece, ...], str |
 Found = list[tuple[str | None, list[float]]]  # label (None: not compared) and numbers: x, y or corners or an outline
 
 
+Reader = Callable[[Entry], tuple[Found, Found, Sequence[float]]]  # ours, the original's, the frame of the numbers
+
+
+def read_all(entries: Iterable[Entry], readers: Mapping[str, Reader]) -> list[Line]:
+    """A line for each entry, by the reader that its original function asks for; KeyError where there is none."""
+    lines = []
+    for entry in entries:
+        ours, theirs, size = readers[entry.get("function") or entry.get("reader") or entry["vlm"]](entry)
+        lines.append(places(entry, ours, RAISES if entry["raises"] else theirs, size))
+    return lines
+
+
 def found(dialect: Marks | Json, text: str, size: Sequence[int], fitted: Sequence[int] = (0, 0)) -> Found:
     """What our reader finds, in the order of the text, in a frame of `size` (width, height) from edge to edge."""
     grounded = dialect.read(text, Scene(size=(int(fitted[0]), int(fitted[1]))))
