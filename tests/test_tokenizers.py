@@ -266,3 +266,19 @@ def test_a_llama_3_prompt_begins_with_two_starts_as_in_training(llama_3):
             expected += [heads[part]] if part in heads else tiktoken(part, ranks)
     assert ids == expected and ids.count(-1) == 1
     assert all(tokens.ids(mark) == [heads[mark]] for mark in HEADS)
+
+
+def test_the_engine_lays_out_llama_3s_talk_so(llama_3, tmp_path):
+    tokens, _ = llama_3
+    record = family.load("inf_llava")
+    folder = dwarfs.write(replace(record, dwarf=dict(record.dwarf) | {"vocab_size": 506}), tmp_path / "dwarf")
+    tokens.tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": HEADS[0], "eos_token": "<|eot_id|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    engine = LocalEngine.open(folder, record, "fp32", "cpu")
+    side = record.frame(record.dwarf).side
+    prompt = record.template.render(TURNS, lambda number, region: ())
+    _, parts = engine._laid_out(prompt, engine.model.see(torch.zeros(1, 3, side, side)))
+    ids = [part if isinstance(part, int) else -1 for part in parts]
+    assert ids == laid_out(tokens, TEMPLATES["llama3"], TEMPLATES["llama3"].render(TURNS, lambda number, region: ()))
+    assert 504 in engine._ends
