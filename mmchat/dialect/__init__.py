@@ -13,11 +13,12 @@ Reading is a pure function of the text so far: it never raises, takes time linea
 prefix is a prefix of what it shows of the whole (words, spans, and the places of a span may only be added to).
 """
 
+from mmchat.dialect.comparison import table
 from mmchat.dialect.evaluation import double_brackets, evaluated_boxes
 from mmchat.dialect.forms import Cells, Form, Index, Scaled, brackets
 from mmchat.dialect.listing import Json
 from mmchat.dialect.marks import Marks
-from mmchat.dialect.spans import Dropped, Grounded, Scene, Span, confidence, home, settle
+from mmchat.dialect.spans import Dropped, Grounded, Moment, Scene, Span, confidence, home, settle
 from mmchat.dialect.table import DIALECTS, LLAVA, MMFUSER, POCKET
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Index",
     "Json",
     "Marks",
+    "Moment",
     "Scaled",
     "Scene",
     "Span",
@@ -41,4 +43,5 @@ __all__ = [
     "evaluated_boxes",
     "home",
     "settle",
+    "table",
 ]

@@ -138,6 +138,19 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Two numbers that are a stretch of time, not a place; they become a `Moment`."""
+
+    tolerance = 0.0
+
+    def read(self, numbers: Sequence[float], scene: Scene) -> Place | None:
+        return None
+
+    def write(self, place: Place, scene: Scene) -> tuple[str, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
 class Form:
     """One way in which places stand in the text: an opening mark, characters of `body` only, a closing mark.
 
@@ -154,7 +167,7 @@ class Form:
     open: tuple[str, ...]
     body: str
     close: tuple[str, ...]
-    code: Scaled | Cells | Index | Segments
+    code: Scaled | Cells | Index | Segments | Times
     place: str = "{},{},{},{}"
     point: str | None = None
     join: str = ";"
@@ -200,6 +213,8 @@ class Form:
         """How many of `count` numbers make one place; 0 where they make none."""
         if isinstance(self.code, Segments):
             return 0
+        if isinstance(self.code, Times):
+            return 2 if count == 2 else 0
         if isinstance(self.code, Index | Cells):
             least = 1 if isinstance(self.code, Index) else 2
             return least if count % least == 0 else 0
@@ -213,6 +228,8 @@ class Form:
 
     def meant(self, numbers: Sequence[float]) -> bool:
         """Whether plain brackets were meant as a place: a right count, or three numbers that look like coordinates."""
+        if isinstance(self.code, Times):
+            return len(numbers) == 2
         if len(numbers) != 2 and self.counts(len(numbers)):
             return True
         scale = getattr(self.code, "scale", 1.0) or 4096

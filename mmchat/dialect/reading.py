@@ -10,9 +10,9 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from mmchat.dialect.forms import Form, Index, Scaled, Segments
+from mmchat.dialect.forms import Form, Index, Scaled, Segments, Times
 from mmchat.dialect.phrases import phrase_before, whole_words
-from mmchat.dialect.spans import Dropped, Grounded, Scene, Span, settle
+from mmchat.dialect.spans import Dropped, Grounded, Moment, Scene, Span, settle
 from mmchat.geometry import Place
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class _Reading:
         self.ordinal = 0
         self.spans: list[tuple[int, int, list[_Item]]] = []
         self.dropped: list[Dropped] = []
+        self.moments: list[Moment] = []
 
     def read(self, text: str) -> Grounded:
         at = 0
@@ -69,7 +70,7 @@ class _Reading:
             if self.held and self.held.strip():
                 self._put(self.held.strip())
         spans = tuple(Span(start, end, *zip(*items, strict=True)) for start, end, items in self.spans)
-        return Grounded("".join(self.words).rstrip(), spans, tuple(self.dropped))
+        return Grounded("".join(self.words).rstrip(), spans, tuple(self.dropped), tuple(self.moments))
 
     # words
 
@@ -265,6 +266,9 @@ class _Reading:
 
     def _place(self, form: Form, numbers: list[float], where: tuple[int, int]) -> None:
         """One place has been read: settle it and give it to its phrase."""
+        if isinstance(form.code, Times):
+            self._moment(numbers, where)
+            return
         place = self._settled(form, numbers, where)
         item = (place, where, int(numbers[0]) if isinstance(form.code, Index) and place is not None else None)
         if self.dialect.label in ("after", "inside"):
@@ -282,6 +286,19 @@ class _Reading:
             self.segment = (len(self.words), self.length)
         self.joints = " \t\r\n,;"
         self.held = _blank(self.held or "")  # a joint between places of one phrase is no word
+
+    def _moment(self, numbers: list[float], where: tuple[int, int]) -> None:
+        """A stretch of time has been read."""
+        first, last = sorted(numbers)
+        if not 0 <= first <= last < 1e12:
+            self.dropped.append(Dropped(*where, f"out of range: {numbers}"))
+            return
+        if first != numbers[0]:
+            self.dropped.append(Dropped(*where, "swapped ends: put in order"))
+        self._guess()
+        self.moments.append(Moment(*(self.phrase or (0, 0)), first, last, where))
+        self.joints, self.held = " \t\r\n,;", _blank(self.held or "")
+        self.segment = (len(self.words), self.length)
 
     def _guess(self) -> None:
         """No mark says which phrase the places belong to: look at the words before them."""

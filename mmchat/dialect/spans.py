@@ -41,6 +41,22 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A stretch of time or sound that a phrase (`start`, `end` in the clean text) belongs to: a span in time.
+
+    `first` and `last` are fractions of the whole length where the dialect writes such; `source` is where the numbers
+    stand in the raw text.
+    """
+
+    start: int
+    end: int
+    first: float
+    last: float
+    source: tuple[int, int] = (0, 0)
+    kind = "span"
+
+
+@dataclass(frozen=True)
 class Dropped:
     """A stretch of the raw text that was not taken as written, and why."""
 
@@ -51,11 +67,12 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Grounded:
-    """The clean text, its spans, what was dropped."""
+    """The clean text, its spans, what was dropped, its stretches of time."""
 
     text: str
     spans: tuple[Span, ...] = ()
     dropped: tuple[Dropped, ...] = field(default=())
+    moments: tuple[Moment, ...] = ()
 
 
 def settle(place: Place, tolerance: float = 0.0) -> tuple[Place | None, tuple[str, ...]]:
@@ -113,4 +130,4 @@ def home(grounded: Grounded, placement: Placement) -> Grounded:
         if kept:
             places, source, regions = zip(*kept, strict=True)
             spans.append(replace(span, places=places, source=source, regions=regions))
-    return Grounded(grounded.text, tuple(spans), tuple(dropped))
+    return replace(grounded, spans=tuple(spans), dropped=tuple(dropped))

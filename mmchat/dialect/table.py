@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mmchat.dialect.forms import NUMBER, Cells, Form, Index, Scaled, Segments, brackets
+from mmchat.dialect.forms import NUMBER, Cells, Form, Index, Scaled, Segments, Times, brackets
 from mmchat.dialect.listing import Json
 from mmchat.dialect.marks import Marks
 
@@ -32,7 +32,13 @@ SHIKRA = Marks(
     example="two kites [0.100,0.200,0.300,0.400;0.500,0.200,0.700,0.410]",
 )
 GROUNDINGGPT = Marks(
-    "groundinggpt", (brackets(decimals=3, join=""),), way="pad", example="a kite [0.312, 0.055, 0.471, 0.208]"
+    "groundinggpt",
+    (
+        brackets(decimals=3, join=""),
+        Form(("{",), r"0-9., ", ("}",), Times(), plain=True, split=NEVER),  # a stretch of a video or a sound
+    ),
+    way="pad",
+    example="a kite [0.312, 0.055, 0.471, 0.208]",
 )
 MINIGPT_V2 = Marks(
     "minigpt_v2",
@@ -85,6 +91,11 @@ LLAVA_GROUNDING = Marks(
     way="pad_end",
     example="<g_s> a red kite <g_e> <seg> flies over <g_s> a hill <g_e> <seg> .",
 )
+_SEG = Form(("[SEG",), " ", ("]",), Index(), "", join="")  # the k-th stands for the k-th mask
+GLAMM = Marks(  # Sa2VA writes the same
+    "glamm", (_SEG,), phrase=P, label="marked", example="<p>the dog</p> [SEG] beside <p>a bowl</p> [SEG]."
+)
+LISA = Marks("lisa", (_SEG,), example="It is [SEG].")
 FROMAGE = Marks("fromage", (), silent=("[RET]",), example="a cup [RET]")
 POCKET = Marks(
     "pocket",
@@ -352,9 +363,9 @@ MOONDREAM = Json(
 DIALECTS: dict[str, Marks | Json] = {
     dialect.name: dialect
     for dialect in (
-        LLAVA, HONEYBEE, MMFUSER, SHIKRA, GROUNDINGGPT, MINIGPT_V2, KOSMOS2, FERRET, GROMA, LLAVA_GROUNDING, FROMAGE,
-        POCKET, QWEN_VL, QWEN2_VL, INTERNVL, DEEPSEEK_VL2, MINICPM_V, REX_OMNI, COGVLM, GLM_V, FLORENCE_2,
-        FLORENCE_2_OUTLINES, PALIGEMMA, MOLMO, MOLMO2, UI_TARS, QWEN25_VL, QWEN3_VL, GEMINI, KIMI_VL, LFM_VL,
-        FLORENCE_2_OCR, UI_TARS_15, UNLIMITED_OCR, GLM_V_JSON, MOONDREAM,
+        LLAVA, HONEYBEE, MMFUSER, SHIKRA, GROUNDINGGPT, MINIGPT_V2, KOSMOS2, FERRET, GROMA, LLAVA_GROUNDING, GLAMM,
+        LISA, FROMAGE, POCKET, QWEN_VL, QWEN2_VL, INTERNVL, DEEPSEEK_VL2, MINICPM_V, REX_OMNI, COGVLM, GLM_V,
+        FLORENCE_2, FLORENCE_2_OUTLINES, PALIGEMMA, MOLMO, MOLMO2, UI_TARS, QWEN25_VL, QWEN3_VL, GEMINI, KIMI_VL,
+        LFM_VL, FLORENCE_2_OCR, UI_TARS_15, UNLIMITED_OCR, GLM_V_JSON, MOONDREAM,
     )
 }  # fmt: skip
