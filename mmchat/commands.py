@@ -77,8 +77,7 @@ def tell(answer: Answer, size: tuple[int, int], out: TextIO) -> None:
 
 def read(options: argparse.Namespace, out: TextIO) -> int:
     if options.list:
-        for name, dialect in translate.DIALECTS.items():
-            print(f"{name:20} {' '.join(dialect.example.split())}", file=out)
+        print(translate.table(), file=out)
         return 0
     if options.dialect is None or options.size is None:
         raise ValueError("`read` needs a DIALECT and --size WxH: see `python -m mmchat read --list`.")
