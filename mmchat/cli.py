@@ -1,4 +1,4 @@
-"""The command line: python -m mmchat ask | read | write | models | golden | evaluate | doctor | export.
+"""The command line: python -m mmchat ask | read | write | models | fetch | golden | evaluate | doctor | export.
 
 JSON goes to standard output alone, everything else to standard error. Exit status: 0; 2 with one sentence (cause and
 remedy) for what a user can mend; 1 from `golden` where a case fails. torch, gradio and drawing libraries take seconds
@@ -77,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--region", metavar="x0,y0,x1,y1", type=corners, action="append", default=[])
     one.add_argument("--model", metavar="NAME", help="a name of the `models` command, or replay (recorded answers)")
     one.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|int8|nf4")
+    one.add_argument("--device", metavar="cpu|cuda|auto|disk", help="auto spreads over GPUs and CPU, disk reads layers")
+    one.add_argument("--context", metavar="N", type=whole, help="tokens that the talk may have, where memory is short")
     one.add_argument("--task", metavar="TASK", help="one of the model's ways of asking: find, describe, region ...")
     one.add_argument("--seed", metavar="N", type=whole, help="sample with this seed; greedy without one")
     one.add_argument("--json", action="store_true")
@@ -100,6 +102,11 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("models", commands.models, "the models, where their weights are, what is missing")
     one.add_argument("--json", action="store_true")
+
+    one = command(
+        "fetch", commands.fetch, "download a model of models.toml and all that it needs; the only command that does"
+    )
+    one.add_argument("name", metavar="NAME")
 
     one = command(
         "golden", commands.golden, "recompute the recorded cases of the original systems; exit status 1 on a FAIL"

@@ -33,7 +33,7 @@ def ask(options: argparse.Namespace, out: TextIO) -> int:
     drawn = tuple(region_in(given, image.size, number) for number, given in enumerate(options.region, 1))
     limits = Limits() if options.seed is None else Limits(temperature=0.7, top_p=0.9, seed=options.seed)
     question = Ask((image,), (Turn("user", options.text, drawn, images=(0,)),), options.task, limits)
-    with opened(options.model, options.precision) as (desk, name):
+    with opened(options.model, options.precision, options.device, options.context) as (desk, name):
         check_task(desk, options.task)
         answer = spoken(desk, question, None if options.json else out)
         if options.json:
@@ -106,6 +106,21 @@ def models(options: argparse.Namespace, out: TextIO) -> int:
     for row in rows():
         print(f"{row['name']:14} {row['family']:14} {row['missing'] or 'ready'}", file=out)
         print(f"{'':29} {row['title']}; {row['folder']}", file=out)
+    return 0
+
+
+def fetch(options: argparse.Namespace, out: TextIO) -> int:
+    import os
+
+    from mmchat import models
+    from mmchat.fetch import fetch as fetched
+
+    entry = models.find(options.name)
+    folders = fetched(entry, lambda line: print(line, file=sys.stderr), os.environ.get("HF_ENDPOINT"))
+    if lacks := models.missing(entry):
+        raise ValueError(lacks)
+    for folder in folders:
+        print(folder, file=out)
     return 0
 
 
@@ -185,28 +200,60 @@ def export(options: argparse.Namespace, out: TextIO) -> int:
 
 
 @contextmanager
-def opened(name: str | None, precision: str) -> Iterator[tuple[Desk, str]]:
+def opened(
+    name: str | None, precision: str, device: str | None = None, context: int | None = None
+) -> Iterator[tuple[Desk, str]]:
     """A desk with the model of that name (None: the first of models.toml), and its name; closed at the end."""
     from mmchat import models
     from mmchat.desk import Desk
 
     name = REPLAY if name == REPLAY else models.find(name).name
-    desk = Desk(engine(name, precision))
+    desk = Desk(engine(name, precision, device=device, context=context))
     try:
         yield desk, name
     finally:
         desk.close()
 
 
-def engine(name: str, precision: str) -> Engine:
-    """What runs the model of that name."""
+def engine(name: str, precision: str, **more: Any) -> Engine:
+    """What runs the model of that name. more: device, context, progress, free as `LocalEngine.open` takes them."""
     if name == REPLAY:
         from mmchat.engines.replay import ReplayEngine
 
         return ReplayEngine()
     from mmchat.engines.local import LocalEngine  # torch and transformers take seconds
 
-    return LocalEngine.named(name, precision)
+    return LocalEngine.named(name, precision, **more)
+
+
+def switch(desk: Desk, name: str, precision: str, old: tuple[str, str], progress: Any = None) -> None:
+    """Put the model `name` on the desk. Where the open one, `old` (name, precision), can stay until the new one is
+    loaded, it does; where there is room for one only, it is closed first and opened again should the new one fail.
+
+    ValueError where the new one cannot be opened or would fit in neither way: the open one stays.
+    """
+    from mmchat.nets import plan
+
+    more = {} if progress is None else {"progress": progress}
+    try:
+        desk.open(engine(name, precision, **more))
+        return
+    except plan.NoRoom as error:
+        room = error.free + getattr(desk.engine, "held", 0)
+        if error.plan.total > room * plan.MARGIN:
+            raise
+    desk.switch(lambda: engine(name, precision, **more), lambda: engine(*old))
+
+
+def self_check(desk: Desk, name: str) -> tuple[str, ...]:
+    """Checks the model on the desk, `name` in models.toml, and notes what is wrong with it for the page's head."""
+    from mmchat import models, selfcheck
+
+    faults = selfcheck.faults(desk, models.find(name).folder)
+    for fault in faults:
+        print(f"mmchat: self check of {name}: {fault}", file=sys.stderr)
+    desk.engine.faults = faults  # type: ignore[attr-defined]
+    return faults
 
 
 def check_task(desk: Desk, task: str | None) -> None:

@@ -5,10 +5,13 @@ name = "llava-7b"                 # what --model takes and the page shows
 family = "llava"                  # a file of mmchat/families
 folder = "weights/llava-v1.5-7b"  # from the repository's root, or a whole path; ~ is the home folder
 precision = "auto"                # auto, fp32, bf16, int8 or nf4
+hub = "owner/name"                # where `python -m mmchat fetch NAME` gets it; may be left out
+revision = "main"                 # of the hub's repository: a branch, a tag or a commit
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "models.toml"
+MANIFEST = "manifest.json"  # what `fetch` notes in a folder: the files that must lie there
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Entry:
     folder: Path
     precision: str = "auto"
     title: str = ""
+    hub: str = ""
+    revision: str = "main"
 
 
 def listed(file: Path | None = None) -> tuple[Entry, ...]:
@@ -62,17 +68,45 @@ def missing(entry: Entry) -> str:
     """
     from mmchat.nets import weights  # torch is kept off the path of those who only read names
 
+    if gone := lacking(entry.folder):
+        return f"{entry.folder} lacks {', '.join(gone)}: fetch {entry.name} again."
     try:
         weights.read_config(entry.folder)
         weights.shards(entry.folder)
     except ValueError as error:
+        if entry.hub and not entry.folder.is_dir():
+            return f"There is no folder {entry.folder}: python -m mmchat fetch {entry.name}."
         return str(error)
     if not any((entry.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return f"There is no tokenizer.json or tokenizer.model in {entry.folder}: complete the download."
     return ""
 
 
+def lacking(folder: Path) -> list[str]:
+    """Files that a folder's manifest names and that are not there in their size, those of its parts included; empty
+    where there is no manifest. Nothing is read but sizes: sums are compared when the weights are loaded.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        files = {folder / name: file["size"] for name, file in manifest["files"].items()}
+        parts = [(folder / part).resolve() for part in manifest.get("parts", ())]
+    except OSError:
+        return []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"a {MANIFEST} that can be read"]
+    gone = [path.name for path, size in files.items() if not path.is_file() or path.stat().st_size != size]
+    for part in parts:
+        if not (part / MANIFEST).is_file():
+            gone.append(f"the folder {part}")
+        elif part != folder.resolve():
+            gone += [f"{part.name}/{name}" for name in lacking(part)]
+    return gone
+
+
 def _entry(row: dict[str, str], base: Path) -> Entry:
     folder = Path(row["folder"]).expanduser()
     folder = folder if folder.is_absolute() else base / folder
-    return Entry(row["name"], row["family"], folder, row.get("precision", "auto"), row.get("title", ""))
+    more = {key: row[key] for key in ("precision", "title", "hub", "revision") if key in row}
+    if bad := [key for key, value in {**row, "folder": ""}.items() if not isinstance(value, str)]:
+        raise TypeError(f"{', '.join(bad)} must be text")
+    return Entry(row["name"], row["family"], folder, **more)

@@ -381,6 +381,23 @@ def test_read_lists_its_dialects(run) -> None:
 # the others
 
 
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
+    run, listed, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmchat.nets import plan
+
+    listed()
+    monkeypatch.setattr(plan, "free_memory", lambda device="cpu": (100_000, 1 << 40))
+    status, out, err = run("ask", str(photo), "What?", "--precision", "fp32")
+    assert (status, out) == (2, "") and "needs" in err and "is free: " in err
+
+
+def test_a_shorter_context_can_be_asked_for(run, listed, photo: Path) -> None:
+    listed()
+    status, _, err = run("ask", str(photo), "What? " * 40, "--context", "60")
+    assert status == 2 and "reads at most 60" in err
+
+
 def test_models_lists_what_is_here_and_what_is_missing(run, listed) -> None:
     folder = listed()
     (row,) = json.loads(run("models", "--json")[1])

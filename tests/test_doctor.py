@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from mmchat import doctor
 from mmchat.cli import main
-from mmchat.nets import quantise, weights
+from mmchat.nets import quantise
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +80,20 @@ def test_weights_that_are_here_and_that_are_not_are_told_apart(listed: Path) -> 
     assert "nowhere" in lost["why"] and lost["remedy"]
 
 
-def test_parameters_are_counted_from_headers(listed: Path) -> None:
-    counted = sum(math.prod(one.shape) for one in weights.inventory(listed))
-    assert doctor.parameters(listed) == counted
+def test_a_model_s_memory_is_planned_in_every_precision(listed: Path) -> None:
+    (model,) = doctor.memory("cpu")[1:]
+    assert model["state"] == "ok" and list(model["needs"]) == ["fp32", "bf16", "int8", "nf4"]
+    sizes = list(model["needs"].values())
+    assert sizes == sorted(sizes, reverse=True) and "for 1,000 tokens" in model["why"]
 
 
 def test_a_model_that_does_not_fit_into_memory_gets_a_remedy(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = doctor.parameters(listed)
-    monkeypatch.setattr(quantise, "native_bf16", lambda device="cpu": False)
-    monkeypatch.setattr(doctor, "free_memory", lambda device: (int(count * 3), count * 100))
+    monkeypatch.setattr("mmchat.nets.quantise.native_bf16", lambda device="cpu": False)
+    needs = doctor.memory("cpu")[1]["needs"]
+    monkeypatch.setattr(doctor, "free_memory", lambda device: ((needs["fp32"] + needs["bf16"]) // 2, 1 << 40))
     (model,) = doctor.memory("cpu")[1:]
     assert model["state"] == "missing" and "bf16" in model["remedy"]
-    monkeypatch.setattr(doctor, "free_memory", lambda device: (count // 10, count * 100))
+    monkeypatch.setattr(doctor, "free_memory", lambda device: (needs["nf4"] // 10, 1 << 40))
     (model,) = doctor.memory("cpu")[1:]
     assert "Free memory" in model["remedy"]
 
@@ -102,4 +103,4 @@ def test_the_command_speaks_json_and_words(listed: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["weights"][1]["name"] == "lost"
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "reference (chosen)" in out and "->" in out
+    assert f"{msda.choose('cuda' if torch.cuda.is_available() else 'cpu').name} (chosen)" in out and "->" in out
