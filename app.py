@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Callable
 
 STARTED = time.monotonic()
 # Importing makes a million lasting objects that the collector would visit again and again: a second of eight.
@@ -23,6 +24,8 @@ def flags() -> argparse.ArgumentParser:
     host = os.environ.get("MMCHAT_HOST") or ("0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1")
     reader.add_argument("--model", metavar="NAME", help="a name of models.toml; the first one where none is given")
     reader.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "int8", "nf4"])
+    reader.add_argument("--device", metavar="cpu|cuda|auto|disk", help="where the weights are kept")
+    reader.add_argument("--context", metavar="N", type=int, help="tokens that a talk may have, where memory is short")
     reader.add_argument("--host", metavar="H", default=host)
     reader.add_argument("--port", metavar="N", type=int, default=7860)
     reader.add_argument("--engine", default="local", choices=["local", "replay", "remote"], help="what answers")
@@ -44,15 +47,21 @@ def serve(options: argparse.Namespace) -> int:
     from mmchat import commands
 
     name = commands.REPLAY if options.engine == "replay" else options.model
-    with commands.opened(name, options.precision) as (desk, name):
+    with commands.opened(name, options.precision, options.device, options.context) as (desk, name):
         # Here and not above, so that --help and a wrong name are answered at once: these take seconds to import.
         from mmchat import doctor, translate
         from mmchat.ui import page
 
-        def open_model(name: str, precision: str) -> None:
-            desk.open(commands.engine(name, precision))
+        now = [name, options.precision]
+
+        def open_model(name: str, precision: str, progress: Callable[[int, int], None]) -> None:
+            commands.switch(desk, name, precision, (now[0], now[1]), progress)
+            now[:] = name, precision
+            commands.self_check(desk, name)
 
         local = options.engine == "local"
+        if local:
+            commands.self_check(desk, name)
         built = page.build(
             desk,
             model=name,

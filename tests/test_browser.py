@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,18 @@ class Served:
         self.engine = ReplayEngine(ANSWERS, delay=0.02)
         self.desk = Desk(self.engine)
         self.opened: list[tuple[str, str]] = []
-        rows = [{"name": "replay"}, {"name": "large", "missing": ["weights/large"]}]
+        rows = [{"name": "replay"}, {"name": "large", "missing": ["weights/large"]}, {"name": "second"}]
         self.page = build(self.desk, models=rows, open_model=self.open_model, examples=examples)
         options = {**launch_options(), "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True}
         _, self.address, _ = self.page.launch(**options)
 
-    def open_model(self, name: str, precision: str) -> None:
+    def open_model(self, name: str, precision: str, progress: Any) -> None:
         self.opened.append((name, precision))
         if name == "large":
             raise ValueError("The weights of large are missing: put them under weights/large.")
+        for done in range(1, 5):
+            time.sleep(0.25)
+            progress(done, 4)
 
 
 @pytest.fixture(scope="module")
@@ -419,7 +423,45 @@ def test_a_model_without_weights_gives_a_card_and_the_open_one_stays(visit: Visi
     visit.page.wait_for_selector("#mm-models .mm-card")
     assert "put them under weights/large" in visit.page.locator("#mm-models").inner_text()
     assert visit.served.opened[-1] == ("large", "nf4")
-    assert visit.page.locator("#mm-model-name input").input_value() == "replay"
+    assert visit.page.locator("#mm-model-name input").input_value() != "large"
+
+
+def test_another_model_is_opened_with_progress_and_the_talk_goes_on(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("What do you see?")
+    visit.answered()
+    visit.page.get_by_role("tab", name="Model").click()
+    visit.page.evaluate("""() => { window.shares = [];
+        new MutationObserver(() => { const bar = document.querySelector('#mm-models progress');
+            if (bar) window.shares.push(bar.value); })
+            .observe(document.querySelector('#mm-models'), { childList: true, subtree: true, attributes: true }); }""")
+    visit.page.locator("#mm-model-name input").click()
+    visit.page.get_by_role("option", name="second").click()
+    visit.page.locator("#mm-model-open").click()
+    visit.page.wait_for_function("document.querySelector('#mm-head').innerText.includes('second')")
+    shares = visit.page.evaluate("window.shares")
+    assert shares == sorted(shares) and len({share for share in shares if 0 < share < 100}) >= 2
+    visit.page.wait_for_function("location.search === '?model=second'")
+    assert visit.page.locator(".mm-model").count() == 1
+    visit.ask("And now?")
+    visit.page.wait_for_function("document.querySelectorAll('.mm-model[data-state=done]').length === 2")
+
+
+def test_the_address_chooses_the_model(visit: Visit) -> None:
+    other = "second" if visit.served.opened[-1:] != [("second", "auto")] else "replay"
+    visit.page.goto(f"{visit.served.address}?model={other}")
+    visit.page.wait_for_function(f"document.querySelector('#mm-head')?.innerText.includes('{other}')")
+    assert visit.served.opened[-1] == (other, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("large", "put them under weights/large"), ("nonsense", "There is no model")]
+)
+def test_an_address_with_a_model_that_cannot_be_opened_gives_a_card(visit: Visit, name: str, words: str) -> None:
+    visit.page.goto(f"{visit.served.address}?model={name}")
+    visit.page.wait_for_selector(".mm-notice .mm-card")
+    assert words in visit.page.locator(".mm-notice .mm-card").inner_text()
 
 
 def test_the_page_asks_no_other_host(visit: Visit, photo: Path) -> None:

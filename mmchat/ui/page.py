@@ -40,6 +40,10 @@ DOWNLOAD = """(file) => { if (file) setTimeout(() => {
 }, 100); }"""
 OPACITY = "(value) => { document.dispatchEvent(new CustomEvent('mm-opacity', { detail: value })); }"
 
+# The address names the open model, so that a link or a reload opens it again.
+ADDRESS = """(name) => { const to = new URL(location); to.searchParams.set('model', name);
+    history.replaceState(null, '', to); }"""
+
 
 @dataclass
 class Opened:
@@ -80,7 +84,7 @@ def build(
     *,
     model: str | None = None,
     models: Rows | Callable[[], Rows] = (),
-    open_model: Callable[[str, str], object] | None = None,
+    open_model: Callable[[str, str, Callable[[int, int], None]], object] | None = None,
     read: Callable[..., dict[str, Any]] | None = None,
     examples: str | Path | None = ASSETS / "examples",
 ) -> gr.Blocks:
@@ -88,7 +92,8 @@ def build(
 
     model: the open model's name in the list of models; its family's where it has none.
     models: rows of the `models` command ({"name", "about", "missing", ...}) or a function that gives them now.
-    open_model(name, precision): puts another engine on the same desk, or raises ValueError; None hides the choice.
+    open_model(name, precision, progress): puts another engine on the same desk, telling progress(bytes read, of all),
+    or raises ValueError and leaves the open one; None hides the choice.
     read(dialect, text, size, fit, candidates): the `read` command's JSON, for the endpoint /read; None leaves it out.
     examples: a folder of example pictures; may be empty or missing.
     """
@@ -103,7 +108,7 @@ def build(
         on = lay_out(desk, opened.name, rows(), paths, open_model is not None)
         api.endpoints(desk, lambda: opened.name, rows, read, MODEL)
         tries = Tries()
-        running = _wire_talk(on, desk, tries)
+        running = _wire_talk(on, desk, tries, opened)
         _wire_picture(on, desk, paths, tries, running)
         _wire_heat_and_files(on, desk, opened)
         _wire_model(on, desk, opened, rows, open_model)
@@ -155,7 +160,7 @@ def _wire_picture(on: Widgets, desk: Desk, paths: list[Path], tries: Tries, runn
         event(act, inputs, _everything(on), cancels=running, **AT_ONCE)
 
 
-def _wire_talk(on: Widgets, desk: Desk, tries: Tries) -> list[Any]:
+def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened) -> list[Any]:
     """A question begins, is answered, settles; the same for another try. Returns the events that Stop cancels."""
 
     def waiting(talk: Talk) -> Update:
@@ -198,7 +203,11 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries) -> list[Any]:
         talk = () if tries.ended(talk) else steps.settled(talk)
         size = (surface.size[0], surface.size[1]) if surface and surface.size else None
         details = panels.details_html(steps.last_answer(talk), size)
-        return {on.talk: talk, on.chat: chat_html(desk, talk), on.details: details, **_buttons(on, running=False)}
+        head = panels.head_html(desk, opened.name)  # somebody else may have opened another model
+        return {
+            on.talk: talk, on.chat: chat_html(desk, talk), on.details: details, on.head: head,
+            **_buttons(on, running=False),
+        }  # fmt: skip
 
     def taken_back(talk: Talk) -> Update:
         if not talk or talk[-1].running:
@@ -219,7 +228,7 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries) -> list[Any]:
         for event in begun
     ]
     for event in running:
-        event.then(settled, [on.canvas, on.talk], [on.talk, on.chat, on.details, on.send, on.stop], **AT_ONCE)
+        event.then(settled, [on.canvas, on.talk], [on.talk, on.chat, on.details, on.head, on.send, on.stop], **AT_ONCE)
     on.stop.click(None, None, None, cancels=running, queue=False)
     on.task.change(lambda task: gr.update(placeholder=hint(desk, task)), [on.task], [on.question], **AT_ONCE)
     on.back.click(taken_back, [on.talk], [on.talk, on.chat, on.question, on.notice], **AT_ONCE)
@@ -258,7 +267,7 @@ def _wire_model(
     desk: Desk,
     opened: Opened,
     rows: Callable[[], Rows],
-    open_model: Callable[[str, str], object] | None,
+    open_model: Callable[[str, str, Callable[[int, int], None]], object] | None,
 ) -> None:
     def known() -> Update:
         """What the page says about the open model, as it is now: another user may have opened another one."""
@@ -268,25 +277,43 @@ def _wire_model(
             on.state: panels.models_html(rows(), opened.name),
         }  # fmt: skip
 
-    def open_it(name: str, precision: str) -> Iterator[Update]:
+    def opening(name: str, precision: str, failures: Any) -> Iterator[Update]:
+        """Progress, then what the page says of the model that is open in the end; every talk stays."""
         yield {on.state: panels.opening_html(name), on.notice: ""}
         failure = ""
         try:
             assert open_model is not None
-            open_model(name, precision)
+            with closing(steps.opening(open_model, name, precision)) as growing:
+                for share in growing:
+                    yield {on.state: panels.opening_html(name, share)}
             opened.name = name
         except Exception as error:
             failure = _card(error, f"{name} was not opened")
-        now = known()
-        now[on.state] = failure + now[on.state]
-        yield {**now, on.talk: (), on.chat: chat_html(desk, ()), on.holder: None}
+        now = {**known(), on.holder: None}
+        now[failures] = failure + now.get(failures, "")
+        yield now
+
+    def open_it(name: str, precision: str) -> Iterator[Update]:
+        yield from opening(name, precision, on.state)
+
+    def addressed(request: gr.Request) -> Iterator[Update]:
+        """?model=NAME in the page's address opens that model."""
+        name = request.query_params.get("model", "")
+        if not name or name == opened.name:
+            yield {on.notice: ""}
+        elif name not in panels.model_names(rows(), opened.name):
+            names = ", ".join(panels.model_names(rows(), opened.name))
+            yield {on.notice: words.card(f"There is no model {name[:80]!r}: the address may name one of {names}.")}
+        else:
+            yield from opening(name, "auto", on.notice)
 
     about = [on.head, on.task, on.kind, on.name, on.state]
+    loaded = gr.on(None, known, None, about, **AT_ONCE)  # when the page is loaded
     if open_model is not None:
-        on.load.click(
-            open_it, [on.name, on.precision], [*about, on.talk, on.chat, on.holder, on.notice], **MODEL, **QUIET
-        )
-    gr.on(None, known, None, about, **AT_ONCE)  # when the page is loaded
+        changed = [*about, on.holder, on.notice]
+        pressed = on.load.click(open_it, [on.name, on.precision], changed, **MODEL, **QUIET)
+        pressed.then(None, [on.name], None, js=ADDRESS)
+        loaded.then(addressed, None, changed, **MODEL, **QUIET)
 
 
 def _buttons(on: Widgets, running: bool) -> Update:

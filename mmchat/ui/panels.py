@@ -45,9 +45,17 @@ def head_html(desk: Desk, name: str) -> str:
     which = desk.engine.precision if name == family.name else f"{name}, {desk.engine.precision}"
     return (
         '<header class="mm-head"><h1>mmchat</h1>'
-        f'<span class="mm-pill"><b>{escape(family.title)}</b> {escape(which)}</span>'
+        f'<span class="mm-pill"><b>{escape(family.title)}</b> {escape(which)}</span>{faults_html(desk)}'
         f'<span class="mm-about">{escape(family.about)}</span></header>'
     )
+
+
+def faults_html(desk: Desk) -> str:
+    """A red badge with the reasons where the open model failed its self check; empty otherwise."""
+    faults = getattr(desk.engine, "faults", ())
+    if not faults:
+        return ""
+    return f'<span class="mm-pill mm-fault" role="alert"><b>Self check failed</b> {escape(" ".join(faults))}</span>'
 
 
 def welcome_html() -> str:
@@ -162,9 +170,13 @@ def heat_map(painted: Image.Image, kind: str, about: str, cache: str) -> HeatMap
     )
 
 
-def opening_html(name: str) -> str:
-    """What stands while a model is read."""
-    return f'<p class="mm-opening"><span class="mm-caret"></span>Opening {escape(name)} …</p>'
+def opening_html(name: str, share: float = 0.0) -> str:
+    """What stands while a model is read. share: of its bytes that were read, 0 to 1."""
+    return (
+        f'<p class="mm-opening"><span class="mm-caret"></span>Opening {escape(name)} … '
+        f'<progress max="100" value="{100 * share:.0f}" aria-label="Opening {escape(name)}">{share:.0%}</progress> '
+        f"{share:.0%}</p>"
+    )
 
 
 HELP = """<section class="mm-details"><h4>With the mouse or a finger</h4>

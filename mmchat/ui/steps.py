@@ -9,7 +9,8 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from PIL import Image
@@ -20,6 +21,7 @@ from mmchat.ui.canvas import Surface, regions_of
 from mmchat.ui.words import Exchange, Talk
 
 PAUSE = 0.05  # seconds between two updates of the page: each one carries the whole talk
+GLANCE = 0.2  # seconds between two looks at a model that is being opened
 LIVELIER = 0.6  # temperature of a second try, which would else say the same again
 
 
@@ -40,7 +42,8 @@ def digest_of(surface: Surface) -> str:
 def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str | None) -> Talk:
     """The talk with a new question at its end, waiting for its answer. ValueError where it cannot be asked.
 
-    Another picture or another model begins a new talk. A question that failed is not kept: the model has not seen it.
+    Another picture begins a new talk; another model goes on with it. A question that failed is not kept: the model has
+    not seen it.
     """
     if talk and talk[-1].running:
         raise ValueError("An answer is still being written: wait for it or press Stop.")
@@ -50,9 +53,11 @@ def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str 
     if len(text) > LONGEST:
         raise ValueError(f"The question has {len(text)} characters, at most {LONGEST} are taken: shorten it.")
     digest, model = digest_of(surface), desk.engine.family.name
-    if talk and (talk[-1].picture, talk[-1].model) != (digest, model):
+    if talk and talk[-1].picture != digest:
         talk = ()
     talk = tuple(exchange for exchange in talk if exchange.answer is not None)
+    tasks = desk.engine.family.template.tasks
+    task = task if any(task == known.name for known in tasks) else None  # another model may have been opened meanwhile
     asked = desk.engine.family.template.task(task) if task else None
     if asked and text and "{text}" not in asked.pattern:
         asked = task = None  # this way of asking has no place for words, and what was written must not be lost
@@ -90,11 +95,33 @@ def renumbered(text: str, drawn: dict[int, Region], known: list[Region]) -> tupl
 
 
 def turns_of(talk: Talk) -> tuple[Turn, ...]:
-    """The talk as the model reads it: its earlier answers raw, with the numbers it wrote, and the last question."""
+    """The talk as the model reads it: its own earlier answers raw, with the numbers it wrote, and the last question.
+
+    Of another family's answers the clean words: its numbers would mean other places, or nothing.
+    """
     turns: list[Turn] = []
     for exchange in talk[:-1]:
-        turns += [exchange.question, Turn("assistant", exchange.answer.raw if exchange.answer else "")]
+        answer = exchange.answer
+        words = "" if answer is None else answer.raw if exchange.model == talk[-1].model else answer.text
+        turns += [exchange.question, Turn("assistant", words)]
     return (*turns, talk[-1].question)
+
+
+def opening(
+    open_model: Callable[[str, str, Callable[[int, int], None]], object], name: str, precision: str
+) -> Iterator[float]:
+    """Opens a model in a thread of its own and gives the share that was read, now and then; raises what it raised."""
+    share = [0.0]
+
+    def progress(done: int, total: int) -> None:
+        share[0] = done / max(1, total)
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(open_model, name, precision, progress)
+        while not wait([working], GLANCE).done:
+            yield share[0]
+        working.result()
+    yield 1.0
 
 
 def speak(desk: Desk, surface: Surface | None, talk: Talk, limits: Limits | None = None) -> Iterator[Talk]:
