@@ -415,9 +415,11 @@ class Frame:
         import numpy as np  # kept off the path of the dialects
 
         picture, placement = self.fitted(image)
-        values = (np.asarray(picture) * (1 / 255)).astype(np.float32)
-        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1)), placement
+        # A channel has 256 values: what each becomes is reckoned once and looked up for every pixel.
+        levels = (np.arange(256) * (1 / 255)).astype(np.float32)[:, None]
+        levels = (levels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        values = np.asarray(picture)
+        return np.stack([levels[:, channel].take(values[..., channel]) for channel in range(3)]), placement
 
     def fitted(self, image: Image.Image) -> tuple[Image.Image, Placement]:
         """An upright RGB picture as the model's square, still 8-bit, and its Placement."""
@@ -430,9 +432,15 @@ class Frame:
         if self.way == "crop":
             return self._cropped(image, placement, filter_), placement
         inner, side, left, top = self._square(image.size)
-        canvas = Image.new("RGB", (side, side), self.fill)
-        canvas.paste(image if inner == image.size else image.resize(inner, filter_), (left, top))
-        return canvas if side == self.side else canvas.resize(square, filter_), placement
+        image = image if inner == image.size else image.resize(inner, filter_)
+        # A resize goes by width first and rounds to 8 bits before it goes by height: rows of mere fill colour need no
+        # first pass, so a wide picture takes it alone and is padded between the two.
+        across = self.side if inner[0] == side else side
+        if across not in (side, image.width):
+            image = image.resize((across, image.height), filter_)
+        canvas = Image.new("RGB", (across, side), self.fill)
+        canvas.paste(image, (left, top))
+        return canvas if canvas.size == square else canvas.resize(square, filter_), placement
 
     def place(self, size: tuple[int, int]) -> Placement:
         """Where a picture of `size` (width, height) would lie; needs no picture."""
