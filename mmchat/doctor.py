@@ -7,8 +7,10 @@ wrong. Nothing is downloaded and no model is loaded.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import platform
+import time
 from collections.abc import Mapping
 from typing import Any
 
