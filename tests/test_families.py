@@ -137,7 +137,7 @@ def test_a_box_comes_back_within_a_step_of_its_rounding(name, size):
     scene = Scene((), placement.fitted)
     span = record.dialect.read(record.dialect.write((placed,), "it", scene), scene).spans[0]
     found = placement.back(span.places[0])
-    step = 0.0101  # the coarsest dialect writes two decimals
+    step = 1 / 32 if name == "kosmos2" else 0.0101  # cells; the coarsest numbers have two decimals
     for ours, theirs, scale in zip(
         (found.x0, found.y0, found.x1, found.y1),
         (drawn.x0, drawn.y0, drawn.x1, drawn.y1),
@@ -182,7 +182,8 @@ def test_regions_of_every_kind_it_takes_are_mentioned(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_published_name_lands_in_one_parameter_and_none_stays_empty(name):
-    recorded = GOLDEN / name.replace("_", "-") / "keys.txt"
+    folders = {folder.name.replace("-", ""): folder for folder in GOLDEN.iterdir()}
+    recorded = folders.get(name.replace("_", ""), GOLDEN / name) / "keys.txt"
     if not recorded.is_file():
         pytest.skip(f"no published names are recorded for {name}: it is trained here and has no others")
     record = family.load(name)

@@ -105,7 +105,9 @@ TableHandler = Callable[[Case], Sequence[Line]]
 def run(folder: Path) -> list[Row]:
     """Every case under `folder`, in the order of its path. ValueError where there is none."""
     folder = Path(folder)
-    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
+    # toy_*.json are tokenizers that recorded texts were made with, not cases.
+    found = (path for path in folder.rglob("*.json") if not path.name.startswith("toy_"))
+    paths = [folder] if folder.is_file() else sorted(found)
     if not paths:
         raise ValueError(
             f"no recorded cases (*.json) under {folder}: give a folder such as golden/ or one of its systems"

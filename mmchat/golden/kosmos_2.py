@@ -1,15 +1,23 @@
-"""Recorded cases of Kosmos-2 (transformers `models/kosmos2`): texts."""
+"""Recorded cases of Kosmos-2 (transformers `models/kosmos2`): texts, pictures, positions, parts, a tiny whole model."""
 
 from __future__ import annotations
 
 import ast
 import re
 from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from mmchat.dialect import Cells, Scene
 from mmchat.dialect.table import KOSMOS2
-from mmchat.geometry import Box
-from mmchat.golden import Case, Line, texts
+from mmchat.families.kosmos2 import FAMILY, Resampler, Tower, build, sizes
+from mmchat.geometry import Box, Frame
+from mmchat.golden import Case, Line, Outputs, texts
+from mmchat.golden.llava import images
+from mmchat.golden.loading import filled
 from mmchat.golden.texts import Entry, Found, found
 from mmchat.templates import TEMPLATES
 
@@ -106,4 +114,139 @@ def _inserted(entry: Entry) -> str:
     return ABSORBED.sub("", text)
 
 
-HANDLERS = {"dialect": dialect, "prompts": prompts}
+def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
+    """The squashed picture as PIL resizes it, which is the original's way and ours; and as torch resizes bytes, which
+    transformers does by now.
+    """
+    config = case.config
+    side, mean, std = config["size"][0], tuple(config["mean"]), tuple(config["std"])
+    frame, out = Frame(side, "squash", mean=mean, std=std), {}
+    for name, image in images(case).items():
+        number = name.rpartition(".")[2]
+        bytes_ = case.inputs()[name].permute(2, 0, 1)[None]
+        resized = F.interpolate(bytes_, size=(side, side), mode="bicubic", antialias=True)[0]
+        middle, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
+        out[f"pixel_values_pil.{number}"] = torch.from_numpy(frame.fit(image)[0])
+        out[f"pixel_values.{number}"] = (resized.float() / 255 - middle) / spread
+    return out
+
+
+def config_of(case: Case) -> dict[str, Any]:
+    """The case's sizes under the keys of a published config.json."""
+    config = case.config
+    return {
+        "vision_config": config["vision"], "text_config": config["text"], "latent_query_num": config["latent_query_num"]
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def seen(case: Case, dtype: torch.dtype) -> Outputs:
+    """Tower and resampler step by step."""
+    config = config_of(case)
+
+    class Eyes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vision, self.bridge = Tower(config["vision_config"]), Resampler(sizes(config))
+
+    net = filled(Eyes, case.state(), dtype, FAMILY.keys, FAMILY.drop)
+    pixels = case.inputs(dtype)["pixel_values"]
+    tower, states = net.vision, net.vision.hidden_states(pixels)
+    (normalised,) = tower(pixels)
+    return {
+        "embeddings": tower.embeddings(pixels),
+        "pre_layrnorm": states[0],
+        **{f"layer.{index}": state for index, state in enumerate(states[1:])},
+        "last_hidden_state": states[-1],
+        "post_layernorm": tower.post_layernorm(states[-1]),
+        "normalised": normalised,
+        "image_embeds": net.bridge((normalised,)),
+    }
+
+
+def positions(case: Case, dtype: torch.dtype) -> Outputs:
+    """The sinusoidal table and which row of it each token takes."""
+    from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2TextSinusoidalPositionalEmbedding as Positions
+
+    config, ids = case.config, case.inputs()["input_ids"]
+    made = Positions(config["num_positions"], config["embedding_dim"], config["padding_idx"])
+    past = int(case.inputs()["past"])
+    vectors = torch.zeros(*ids.shape, config["embedding_dim"])
+    return {
+        "table": made.weights,
+        "position_ids": made.create_position_ids_from_input_ids(ids, made.padding_idx),
+        "positions": made(input_ids=ids),
+        "one_token_with_past": made(input_ids=ids[:, -1:], past_key_values_length=past),
+        "from_embeds": made(inputs_embeds=vectors),
+    }
+
+
+@torch.no_grad()
+def whole(case: Case, dtype: torch.dtype) -> Outputs:
+    """Pictures and ids to hidden states, logits and greedy ids, through the family's model."""
+    config, given = config_of(case), case.inputs(dtype)
+    model = filled(lambda: build(config), case.state(), dtype, FAMILY.keys, FAMILY.drop)
+    language, ids, mask = model.language, given["input_ids"], given["attention_mask"]
+    vectors = torch.stack(model.see(given["pixel_values"]).images)
+
+    def run(rows: torch.Tensor, real: torch.Tensor, pictures: torch.Tensor | None) -> Any:
+        embeds = model.embed(rows)
+        if pictures is not None:
+            embeds[given["image_embeds_position_mask"][: len(rows), : rows.shape[1]].bool()] = pictures.flatten(0, 1)
+        # Positions count what is real: the library would count embeddings without looking at the mask.
+        places = (real.cumsum(1) * real + language.config.pad_token_id).long()
+        return language(inputs_embeds=embeds, attention_mask=real, position_ids=places, output_hidden_states=True)
+
+    pads = (ids != language.config.pad_token_id).long()
+    torch.set_default_dtype(dtype)  # the library's causal mask has the type that tensors have by default
+    try:
+        result, text = run(ids, mask, vectors), run(ids, mask, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(pads, mask), "the record's mask is where its ids are not padding"
+    recorded, real = case.tensors, mask.bool()[..., None]
+    out = {
+        "image_embeds": vectors,
+        # The record says that rows of padding mean nothing.
+        "logits": torch.where(real, result.logits, recorded["out.logits"].to(dtype)),
+        "logits_text_only": torch.where(real, text.logits, recorded["out.logits_text_only"].to(dtype)),
+    }
+    for index, state in enumerate(result.hidden_states):
+        out[f"hidden.{index}"] = torch.where(real, state, recorded[f"out.hidden.{index}"].to(dtype))
+    if dtype == torch.float32:
+        asked = given["input_ids_generate"]
+        steps = recorded["out.generated"].shape[1] - asked.shape[1]
+        out["generated"] = spoken(model, asked, vectors[:1], given["image_embeds_position_mask"][:1], steps)
+        out["generated_no_repeat_ngram"] = spoken(
+            model, asked, vectors[:1], given["image_embeds_position_mask"][:1], steps,
+            case.config["no_repeat_ngram_size"],
+        )  # fmt: skip
+    return out
+
+
+def spoken(
+    model: nn.Module, ids: torch.Tensor, pictures: torch.Tensor, mask: torch.Tensor, steps: int, ngram: int = 0
+) -> torch.Tensor:
+    """Greedy ids [1, T + steps], each step computed afresh. `ngram`: no run of so many ids comes twice (0: any may)."""
+    for _ in range(steps):
+        embeds = model.embed(ids)
+        embeds[:, : mask.shape[1]][mask.bool()] = pictures.flatten(0, 1)
+        logits = model.language(inputs_embeds=embeds).logits[0, -1]
+        if ngram:
+            said = ids[0].tolist()
+            tail = said[len(said) - ngram + 1 :]
+            for start in range(len(said) - ngram + 1):
+                if said[start : start + ngram - 1] == tail:
+                    logits[said[start + ngram - 1]] = -torch.inf
+        ids = torch.cat((ids, logits.argmax().reshape(1, 1)), 1)
+    return ids
+
+
+HANDLERS = {
+    "dialect": dialect,
+    "prompts": prompts,
+    "CLIPImageProcessor (tensor resize) and CLIPImageProcessorPil with a square size": preprocessed,
+    "Kosmos2VisionModel, post_layernorm, L2 normalisation, Kosmos2ImageToTextProjection": seen,
+    "Kosmos2TextSinusoidalPositionalEmbedding": positions,
+    "Kosmos2ForConditionalGeneration": whole,
+}

@@ -1,0 +1,161 @@
+"""Kosmos-2: CLIP-L/14 at 224 pixels, a resampler to 64 vectors, a Magneto decoder; boxes as two cells of 32 x 32.
+
+Peng et al. 2023, arXiv 2306.14824; checkpoint microsoft/kosmos-2-patch14-224, run by transformers' own classes behind
+our slots. It continues a text, it does not chat: the tasks are beginnings of sentences, and `<grounding>` in front
+switches boxes on. Its picture tokens come first, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.kosmos2.configuration_kosmos2 import Kosmos2Config
+from transformers.models.kosmos2.modeling_kosmos2 import (
+    Kosmos2ImageToTextProjection,
+    Kosmos2TextForCausalLM,
+    Kosmos2TextSinusoidalPositionalEmbedding,
+)
+
+from mmchat.dialect import DIALECTS, Scene
+from mmchat.family import Dialect, Family
+from mmchat.geometry import Frame, Region
+from mmchat.nets.model import Encoded, Model, as_map
+from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD, ClipTower
+from mmchat.prompt import Piece, Task
+from mmchat.templates import TEMPLATES
+
+CLIP_224 = {**CLIP_LARGE, "image_size": 224}
+GROUNDED = "<grounding>"
+
+TASKS = (
+    Task("free", "Ask freely", GROUNDED + " Question: {text} Answer:"),
+    Task("describe", "Describe the picture with places", GROUNDED + " An image of", needs=""),
+    Task("detail", "Describe in detail", GROUNDED + " Describe this image in detail:", needs=""),
+    Task("find", "Find what I name", GROUNDED + "<phrase> {text}</phrase>"),
+    Task("region", "Describe my region", GROUNDED + "<phrase> It</phrase>{text} is", needs="region"),
+    Task("continue", "Go on with my sentence", GROUNDED + " {text}"),
+)
+
+
+class Tower(ClipTower):
+    """CLIP's last layer with the class token, behind the last norm, each position scaled to length one."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config, -1, class_token=True)
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
+        """pictures [N, 3, side, side] -> [N, 1 + patches, width]."""
+        return (F.normalize(self.post_layernorm(super().forward(pictures)[-1]), dim=-1),)
+
+
+class Resampler(nn.Module):
+    """The library's projection: latent queries attend to the picture and to themselves."""
+
+    def __init__(self, config: Kosmos2Config) -> None:
+        super().__init__()
+        self.image_to_text_projection = Kosmos2ImageToTextProjection(config)
+
+    def forward(self, levels: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """[N, 1 + patches, width] -> [N, latents, language width]."""
+        return self.image_to_text_projection(levels[-1])[0]
+
+
+class Positions(Kosmos2TextSinusoidalPositionalEmbedding):
+    """The library's sinusoidal table: real whatever the parameters are made of, added in the type of the words."""
+
+    def __init__(self, config: Any, words: nn.Embedding) -> None:
+        nn.Module.__init__(self)
+        self.offset, self.padding_idx, self.embedding_dim = 2, config.pad_token_id, config.embed_dim
+        count = config.max_position_embeddings + self.offset
+        self.register_buffer("weights", self.get_embedding(count, config.embed_dim, self.padding_idx), persistent=False)
+        self._words = (words,)  # in a tuple: not a second owner of its parameters
+
+    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+        return super().forward(*given, **named).to(self._words[0].weight.dtype)
+
+
+class Decoder(Kosmos2TextForCausalLM):
+    """The library's decoder with such positions."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.embed_positions = Positions(config, self.model.embed_tokens)
+
+
+class Kosmos2(Model):
+    """The slots; the latents are no map of the picture, so only the tower is shown."""
+
+    def encode(self, pixels: torch.Tensor) -> Encoded:
+        levels = self.vision(pixels)
+        return Encoded(self.bridge(levels), {"vision": as_map(levels[-1][:, 1:])})
+
+
+def tower_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the tower: a published config names only what differs from the library's defaults."""
+    return {**CLIP_224, **config.get("vision_config", {})}
+
+
+def frame(config: Mapping[str, Any]) -> Frame:
+    """The picture squashed to a square; cells are relative to its own width and height."""
+    return Frame(tower_sizes(config)["image_size"], "squash", mean=CLIP_MEAN, std=CLIP_STD)
+
+
+def sizes(config: Mapping[str, Any]) -> Kosmos2Config:
+    """The library's config of a published config.json."""
+    made = Kosmos2Config(
+        text_config=dict(config.get("text_config", {})),
+        vision_config=tower_sizes(config),
+        latent_query_num=config.get("latent_query_num", 64),
+    )
+    for part in (made, made.text_config, made.vision_config):
+        part._attn_implementation = "eager"
+    return made
+
+
+def build(config: Mapping[str, Any]) -> Kosmos2:
+    """The model of a published config.json, parameters yet to be loaded."""
+    made = sizes(config)
+    return Kosmos2(Decoder(made.text_config), Tower(tower_sizes(config)), Resampler(made))
+
+
+def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
+    """The region's two cells inside the marks of a thing."""
+    return (dialect.write((region.box,), None, scene),)
+
+
+FAMILY = Family(
+    name="kosmos2",
+    title="Kosmos-2",
+    about="Describes a picture so that every phrase has its place, and finds what a phrase names. Continues sentences.",
+    template=replace(TEMPLATES["kosmos2"], tasks=TASKS, stop=("</s>",)),
+    dialect=DIALECTS["kosmos2"],
+    frame=frame,
+    build=build,
+    mention=mention,
+    keys=(
+        (r"^vision_model\.model\.", "vision."),
+        (r"^image_to_text_projection\.", "bridge.image_to_text_projection."),
+        (r"^text_model\.", "language."),
+    ),
+    drop=(r"position_ids$", r"embed_positions\.weights$"),
+    keep=("vision", "bridge", "language.lm_head"),
+    heats=("feature norm", "components", "likeness"),
+    licence="MIT, code and weights.",
+    types=("kosmos-2",),
+    dwarf={
+        "model_type": "kosmos-2", "latent_query_num": 5, "tie_word_embeddings": True,
+        "text_config": {
+            "vocab_size": 320, "max_position_embeddings": 512, "embed_dim": 64, "layers": 2, "ffn_dim": 96,
+            "attention_heads": 4,
+        },
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "image_size": 56, "patch_size": 14, "hidden_act": "quick_gelu",
+        },
+    },
+)  # fmt: skip
