@@ -390,11 +390,11 @@ def main(arguments: list[str]) -> None:
         start, held = state["step"], state["optimizer"]
     elif given.warm:
         model.load_state_dict(torch.load(given.warm, weights_only=True)["model"])
+    given.out.mkdir(parents=True, exist_ok=True)
     seen: list[tuple[Picture, Sights]] = []
     if given.features:
         seen = load_pictures(given.features, given.scenes, given.fuser, given.labels, given.out / "sights.pt")
     lessons = Lessons(tokenizer, given.length, names(), seen, seed=given.seed + start + 7919 * rank())
-    (given.out).mkdir(parents=True, exist_ok=True)
     began, window = time.time(), []
     for step, loss in train(
         model,
