@@ -88,17 +88,19 @@ def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _four(weight: torch.Tensor, dtype: torch.dtype, device: str) -> nn.Parameter:
     """A 4-bit weight, as bitsandbytes makes it of the whole at once: blocks of 64, whose scales are in 8 bits again."""
     bnb = _bitsandbytes()
-    packed, scales = [], []
+    packed = torch.empty((-(-weight.numel() // 2), 1), dtype=torch.uint8, device=device)
+    scales, at = [], 0
     for piece in _pieces(weight):
         four, state = bnb.functional.quantize_4bit(piece.to(device, dtype), quant_type="nf4", compress_statistics=False)
-        packed.append(four)
+        packed[at : at + len(four)] = four
         scales.append(state.absmax)
+        at += len(four)
     absmax = torch.cat(scales)
     offset = absmax.mean()
     state.absmax, state.state2 = bnb.functional.quantize_blockwise(absmax - offset, blocksize=256)
     state.shape, state.offset, state.nested = weight.shape, offset, True
     return bnb.nn.Params4bit(
-        torch.cat(packed), requires_grad=False, quant_state=state, quant_type="nf4", compress_statistics=True,
+        packed, requires_grad=False, quant_state=state, quant_type="nf4", compress_statistics=True,
         bnb_quantized=True,
     )  # fmt: skip
 
@@ -106,8 +108,13 @@ def _four(weight: torch.Tensor, dtype: torch.dtype, device: str) -> nn.Parameter
 def _eight(weight: torch.Tensor, dtype: torch.dtype, device: str) -> nn.Parameter:
     """An 8-bit weight: a scale for each row."""
     bnb = _bitsandbytes()
-    done = [bnb.functional.int8_vectorwise_quant(piece.to(device, dtype).half())[:2] for piece in _pieces(weight)]
-    rows, scales = (torch.cat(parts) for parts in zip(*done, strict=True))
+    rows = torch.empty(weight.shape, dtype=torch.int8, device=device)
+    scales = torch.empty(len(weight), device=device)
+    at = 0
+    for piece in _pieces(weight):
+        part = slice(at, at + len(piece))
+        rows[part], scales[part] = bnb.functional.int8_vectorwise_quant(piece.to(device, dtype).half())[:2]
+        at += len(piece)
     return bnb.nn.Int8Params(rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales)
 
 
