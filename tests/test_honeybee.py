@@ -365,3 +365,16 @@ def test_every_abstractor_gives_what_the_language_model_takes(kind):
     seen = model.see(torch.randn(2, 3, 56, 56))
     assert [tuple(image.shape) for image in seen.images] == [(18, 64), (18, 64)]
     assert tuple(seen.levels["bridge"].shape) == (2, 64, 4, 4)
+
+
+def test_a_c_abstractor_has_no_sampling_points_to_show_and_says_what_it_has(tmp_path):
+    about = {"projector_type": "c-abs", "num_query_tokens": 9, "hidden_size": 32, "depth": 1, "mlp_depth": 2}
+    record = replace(FAMILY, dwarf=dict(FAMILY.dwarf) | {"projector_config": about})
+    desk = Desk(LocalEngine.open(dwarfs.write(record, tmp_path / "dwarf"), record, "fp32", "cpu"))
+    picture = Image.new("RGB", (30, 40), (9, 200, 90))
+    asked = Ask((picture,), (Turn("user", "What?"),), limits=Limits(new_tokens=1))
+    answer = list(desk.answer(asked))[-1]
+    assert desk.trace(asked, answer, "feature norm", None)[0].map.shape == (4, 4)
+    with pytest.raises(ValueError, match="no heat map 'sampling points': choose one of feature norm, ") as told:
+        desk.trace(asked, answer, "sampling points", None)
+    assert "sampling points" not in str(told.value).partition(":")[2]

@@ -39,6 +39,8 @@ PICTURES = 4  # whose encoded form is kept
 TALKS = 6  # whose words are remembered
 PREFIX_BYTES = 1 << 30  # of keys and values that may be kept for all talks together
 LEAST_SHARED = 16  # positions that must agree before a prefix is copied for another talk
+OF_LEVELS = ("feature norm", "components", "likeness")  # heat maps that any level of features gives
+OF_TALKS = ("attention", "logit lens")  # and those for which the talk is read once more
 
 
 class LocalEngine:
@@ -331,13 +333,14 @@ class LocalEngine:
         seen: Seen = sight.content
         shown = [piece.index for piece in prompt if isinstance(piece, Slot) and piece.kind == "image"]
         picture = about.image if isinstance(about, Region) else shown[-1] if shown else 0
-        if want in ("attention", "logit lens"):
+        if want in OF_TALKS:
             return self._inside(prompt, text, seen, want, about, picture)
         kind, _, name = want.partition(": ")
         if kind in seen.levels:
             kind, name = "feature norm", kind
-        if kind not in ("feature norm", "components", "likeness"):
-            raise ValueError(f"There is no heat map {want!r}: choose one of {', '.join(self.family.heats)}.")
+        if kind not in OF_LEVELS:
+            given = [one for one in self.family.heats if one in (*OF_LEVELS, *OF_TALKS, *seen.levels)]
+            raise ValueError(f"This model gives no heat map {want!r}: choose one of {', '.join(given)}.")
         if not seen.levels:
             raise ValueError("This model keeps no feature maps: choose another heat map.")
         name = name or default_level(seen.levels)
@@ -371,7 +374,9 @@ class LocalEngine:
             values = trace.lens(self.model.language, self.inputs(parts), ids, columns)
             word = repr(phrase) if phrase else "the answer's words"
             return Trace(
-                want, trace.as_square(values, self.model.grid(len(values))), f"How much each part of the picture makes the model think {word}."
+                want,
+                trace.as_square(values, self.model.grid(len(values))),
+                f"How much each part of the picture makes the model think {word}.",
             )
         if not text.strip():
             raise ValueError("Attention is that of an answer: ask something first.")
@@ -392,7 +397,11 @@ class LocalEngine:
         ]
         values = trace.attention(self.model.language, self.inputs([*parts, *answer]), rows, columns)
         what = repr(phrase) if phrase else "the answer"
-        return Trace(want, trace.as_square(values, self.model.grid(len(values))), f"Where the model looked while it wrote {what}.")
+        return Trace(
+            want,
+            trace.as_square(values, self.model.grid(len(values))),
+            f"Where the model looked while it wrote {what}.",
+        )
 
     def _answer_ids(self, prompt: tuple[Piece, ...], text: str) -> list[int]:
         """The ids that wrote an answer, where it is remembered; else its text's."""
