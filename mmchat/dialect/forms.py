@@ -23,15 +23,15 @@ NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)"
 class Scaled:
     """Numbers 0..scale from edge to edge of the fitted picture (0: its pixels), printed with `decimals`, in `order`.
 
-    `step` says how a value becomes a whole number where decimals is 0: rounded, cut off, or the number of the bin (read
-    at its centre). Some models waver, and their own readers know it: four numbers whose sum is less than
+    `step` says how a value becomes a whole number where decimals is 0: rounded (halves up, or to the even number), cut
+    off, or the number of the bin (read at its centre). Some models waver, and their own readers know it: four numbers whose sum is less than
     `fractions_below` are fractions, numbers of which one is more than `thousandths_above` are thousandths.
     """
 
     scale: float = 1.0
     decimals: int = 2
     order: Literal["xyxy", "yxyx"] = "xyxy"
-    step: Literal["round", "floor", "bin"] = "round"
+    step: Literal["round", "even", "floor", "bin"] = "round"
     largest: float | None = None  # largest number written; None: the scale
     width: int = 0  # digits, padded with zeros
     fractions_below: float = 0.0
@@ -71,8 +71,12 @@ class Scaled:
     def _print(self, value: float, scale: float) -> str:
         if self.decimals:
             return f"{value * scale:.{self.decimals}f}"
-        whole = math.floor(value * scale + 1e-9) if self.step != "round" else math.floor(value * scale + 0.5)
-        return f"{int(min(whole, self.largest if self.largest is not None else scale)):0{self.width}d}"
+        if self.step == "even":
+            whole = round(value * scale)
+        else:
+            whole = math.floor(value * scale + (0.5 if self.step == "round" else 1e-9))
+        edge = scale if self.scale else scale - 1  # of pixels the last one
+        return f"{int(min(whole, edge if self.largest is None else self.largest)):0{self.width}d}"
 
     @property
     def tolerance(self) -> float:

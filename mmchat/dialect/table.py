@@ -257,7 +257,9 @@ FLORENCE_2_OCR = Marks(
 PALIGEMMA = Marks(
     "paligemma",
     (
-        Form(("<loc",), "0-9", (">",), Scaled(1023, 0, order="yxyx", width=4), "<loc{}>" * 4, join="", run=4),
+        Form(
+            ("<loc",), "0-9", (">",), Scaled(1023, 0, order="yxyx", step="even", width=4), "<loc{}>" * 4, join="", run=4
+        ),
         Form(("<seg",), "0-9", (">",), Segments(), run=16),
     ),
     silent=("<eos>",),

@@ -12,9 +12,8 @@ from mmchat.dialect import DIALECTS, Json, Marks, Scaled
 from mmchat.geometry import native
 from mmchat.golden import Case, Line, texts
 from mmchat.golden.modern_prompts import prompts, tiles
-from mmchat.golden.texts import RAISES, Entry, Found, found
-
-Reader = Callable[[Entry], tuple[Found, Found, tuple[float, float]]]  # ours, theirs, the frame of the numbers
+from mmchat.golden.modern_writes import written
+from mmchat.golden.texts import Entry, Found, Reader, found
 
 
 def boxes(given: list[list[float]], labels: list[str] | None = None) -> Found:
@@ -318,17 +317,14 @@ READERS: dict[str, dict[str, Reader]] = {
 
 
 def dialect(case: Case) -> list[Line]:
-    """Every answer of a table, by the reader that its original function asks for."""
-    readers, lines = READERS[case.path.parent.name], []
-    for entry in case.info["parse"]:
-        if entry.get("vlm") == "florence_2":  # is handed over parsed: no text, no dialect
-            continue
-        read = readers.get(entry.get("function") or entry["vlm"])
-        if read is None:
-            continue
-        ours, theirs, size = read(entry)
-        lines.append(texts.places(entry, ours, RAISES if entry["raises"] else theirs, size))
-    return lines
+    """Every answer of a table, by the reader that its original function asks for, and what the writers write.
+
+    Left out: what is handed over parsed (Florence-2's dictionaries at supervision's door), and what is no place on one
+    picture (3-D boxes, videos, keypoints, marks in XML that only a notebook asks for).
+    """
+    readers = READERS[case.path.parent.name]
+    asked = [entry for entry in case.info["parse"] if (entry.get("function") or entry["vlm"]) in readers]
+    return [*texts.read_all(asked, readers), *written(case)]
 
 
 HANDLERS = {"dialect": dialect, "prompts": prompts, "tiling": tiles}
