@@ -102,6 +102,10 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("models", commands.models, "the models, where their weights are, what is missing")
     one.add_argument("--json", action="store_true")
+    one.add_argument("--check", metavar="NAME", help="open this one and check its tokens and its recorded answer")
+    one.add_argument(
+        "--record", metavar=("IMAGE", "TEXT"), nargs=2, help="with --check: record the answer to compare with"
+    )
 
     one = command(
         "fetch", commands.fetch, "download a model of models.toml and all that it needs; the only command that does"

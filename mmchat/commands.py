@@ -98,6 +98,10 @@ def write(options: argparse.Namespace, out: TextIO) -> int:
 
 
 def models(options: argparse.Namespace, out: TextIO) -> int:
+    if options.record and not options.check:
+        raise ValueError("--record needs --check NAME: say of which model the answer is recorded.")
+    if options.check:
+        return checked(options.check, options.record, out)
     from mmchat.doctor import models as rows
 
     if options.json:
@@ -107,6 +111,24 @@ def models(options: argparse.Namespace, out: TextIO) -> int:
         print(f"{row['name']:14} {row['family']:14} {row['missing'] or 'ready'}", file=out)
         print(f"{'':29} {row['title']}; {row['folder']}", file=out)
     return 0
+
+
+def checked(name: str, recorded: list[str] | None, out: TextIO) -> int:
+    """Opens a model and checks it; with a picture and a question, their answer is what later checks compare with."""
+    import os
+
+    from mmchat import models as known
+    from mmchat import selfcheck
+
+    with opened(name, "auto") as (desk, name):
+        folder = known.find(name).folder
+        if recorded:
+            picture, text = recorded
+            open_image(picture)  # a sentence where there is none
+            print(selfcheck.record(desk, folder, os.path.relpath(picture, folder), text), file=out)
+        faults = self_check(desk, name)
+        print(f"{name}: {'ok' if not faults else ' '.join(faults)}", file=out)
+    return 2 if faults else 0
 
 
 def fetch(options: argparse.Namespace, out: TextIO) -> int:

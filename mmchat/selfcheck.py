@@ -16,7 +16,8 @@ from typing import Any
 from mmchat.desk import Answer, Ask, Desk, Turn
 from mmchat.geometry import Box, open_image, outline
 
-FILE = "selfcheck.json"  # {"picture": path from the folder, "sha256", "text", "boxes": [[x0, y0, x1, y1] in 0..1]}
+# {"picture": path from the folder, "sha256", "text", "precision", "boxes": [[x0, y0, x1, y1] in 0..1]}
+FILE = "selfcheck.json"
 ENOUGH = 0.9  # overlap of a box with the recorded one
 MARK = re.compile(r"<[^<>\s]+>")
 
@@ -29,7 +30,7 @@ def faults(desk: Desk, folder: Path) -> tuple[str, ...]:
 def token_faults(engine: Any) -> list[str]:
     """Special tokens that are not one id of their own within the embedding. An engine without a tokenizer has none."""
     tokens = getattr(engine, "tokens", None)
-    if tokens is None:
+    if tokens is None or not hasattr(engine, "model"):
         return []
     out = []
     rows = engine.model.language.get_input_embeddings().weight.shape[0]
@@ -57,9 +58,11 @@ def golden_faults(desk: Desk, folder: Path) -> list[str]:
         told = json.loads(path.read_text("utf-8"))
         picture = folder / told["picture"]
         wanted = [Box(*map(float, box)) for box in told["boxes"]]
-        question, digest = str(told["text"]), told["sha256"]
+        question, digest, precision = str(told["text"]), told["sha256"], told["precision"]
     except (OSError, ValueError, KeyError, TypeError):
         return [f"{path} cannot be read: record it again or remove it."]
+    if desk.engine.precision != precision and {desk.engine.precision, precision} & {"int8", "nf4"}:
+        return []  # few bits move boxes by more than this check allows: that is no fault of the weights
     if not picture.is_file() or hashlib.sha256(picture.read_bytes()).hexdigest() != digest:
         return [f"The recorded picture {picture} is not there or another one: record it again."]
     found = boxes(answered(desk, picture, question))
@@ -84,6 +87,7 @@ def record(desk: Desk, folder: Path, picture: str, text: str) -> Path:
         "picture": picture,
         "sha256": hashlib.sha256((folder / picture).read_bytes()).hexdigest(),
         "text": text,
+        "precision": desk.engine.precision,
         "boxes": [[round(number, 6) for number in (box.x0, box.y0, box.x1, box.y1)] for box in found],
     }
     (folder / FILE).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
