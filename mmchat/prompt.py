@@ -39,7 +39,8 @@ Piece = str | Slot
 Mention = Callable[[int, Region], tuple[Piece, ...]]
 
 _FIELD = re.compile(r"\{(text|image|clue|candidates)\}")
-_MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
+# @1, or as other systems' users write it: <region1>, [region0] (from 0), <boxes> (all)
+_MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)|<region(\d{1,3})>|\[region(\d{1,3})\]|<boxes>")
 _SIGNS = re.compile(r"[<>@]")
 
 
@@ -230,7 +231,7 @@ def _asked(task: Task, text: str, own: range, known: int) -> tuple[str, str]:
     them) and the rest. Where it needs a region and no @number is said, this turn's own regions stand in.
     """
     text = text.strip()
-    if task.needs == "region" and not any(1 <= int(number) <= known for number in _MENTION.findall(text)):
+    if task.needs == "region" and not any(_regions(match, known) for match in _MENTION.finditer(text)):
         if not own:
             raise ValueError(f"the task {task.label!r} is about a region: draw one first")
         text = " ".join([*(f"@{number}" for number in own), *([text] if text else [])])
@@ -249,6 +250,14 @@ def _words(text: Iterable[Piece]) -> str:
     return "".join(piece for piece in said if isinstance(piece, str)).strip()
 
 
+def _regions(match: re.Match[str], known: int) -> tuple[int, ...]:
+    """The numbers, from 1, of the regions that a mention names; none where it names one that does not exist."""
+    if match.group() == "<boxes>":
+        return tuple(range(1, known + 1))
+    number = int(match[3]) + 1 if match[3] else int(match[1] or match[2])
+    return (number,) if 1 <= number <= known else ()
+
+
 def _mentioned(text: str, regions: Sequence[Region], mention: Mention, typed: bool = False) -> tuple[Piece, ...]:
     """@1, @2 ... turned into what the family says for them; an @number that no region has stays text. `typed`: all else
     in slots.
@@ -260,8 +269,10 @@ def _mentioned(text: str, regions: Sequence[Region], mention: Mention, typed: bo
     out: list[Piece] = []
     end = 0
     for match in _MENTION.finditer(text):
-        number = int(match[1])
-        if 1 <= number <= len(regions):
-            out += [own(text[end : match.start()]), *mention(number, regions[number - 1])]
+        numbers = _regions(match, len(regions))
+        if numbers:
+            out.append(own(text[end : match.start()]))
+            for place, number in enumerate(numbers):
+                out += [*([" "] if place else []), *mention(number, regions[number - 1])]
             end = match.end()
     return joined((*out, own(text[end:])))

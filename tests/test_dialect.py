@@ -25,6 +25,7 @@ from mmchat.dialect import (
     evaluated_boxes,
     home,
 )
+from mmchat.dialect.comparison import table
 from mmchat.dialect.evaluation import double_brackets
 from mmchat.geometry import Box, Frame, Place, Point, outline
 
@@ -300,3 +301,48 @@ def corners(place: Place) -> tuple[float, ...]:
         return (place.x, place.y)
     box = outline(place)
     return (box.x0, box.y0, box.x1, box.y1)
+
+
+# time, salvage, the table
+
+
+def test_a_stretch_of_time_is_a_moment_and_no_place() -> None:
+    read = DIALECTS["groundinggpt"].read("The dog barks {0.35, 0.10} near a kite [0.312, 0.055, 0.471, 0.208].")
+    (moment,) = read.moments
+    assert read.text == "The dog barks near a kite." and len(read.spans) == 1
+    assert (read.text[moment.start : moment.end], moment.first, moment.last, moment.kind) == (
+        "The dog barks",
+        0.1,
+        0.35,
+        "span",
+    )
+    assert [dropped.reason for dropped in read.dropped] == ["swapped ends: put in order"]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "count", "reason"),
+    [
+        ("internvl", "<ref>dog</ref><box>[[120, 33, 400, 500]", 1, "cut off: the whole places were kept"),
+        ("internvl", "<ref>dog</ref><box>[[120, 33, 400, 50", 0, "cut off"),
+        ("rex_omni", "<|box_start|><1><2><300><400>,<5><6", 1, "cut off: the whole places were kept"),
+        (
+            "deepseek_vl2",
+            "<|det|>[[12, 33, 400, 500, 6]]<|/det|>",
+            1,
+            "wrong count: 5 numbers, the first four were kept",
+        ),
+        ("deepseek_vl2", "<|det|>[[10+2, 33, 400, 500]]<|/det|>", 0, "wrong count: 5 numbers"),
+        ("paligemma", "<loc0010><loc0010><loc0500><loc0500>" + "<seg001>" * 16 + " cat", 1, "a mask that only"),
+        ("moondream", '{"objects": [{"x_min": 0.1, "y_min": 0.2, "x_max": 0.4}]}', 0, "wrong count: 3 of 4"),
+    ],
+)
+def test_what_stands_whole_is_kept_and_the_rest_reported(name: str, raw: str, count: int, reason: str) -> None:
+    read = DIALECTS[name].read(raw)
+    assert sum(len(span.places) for span in read.spans) == count
+    assert any(dropped.reason.startswith(reason) for dropped in read.dropped)
+
+
+def test_the_table_has_a_row_for_every_dialect() -> None:
+    lines = table().splitlines()
+    assert lines[0].split()[:6] == ["dialect", "frame", "order", "scale", "rounding", "marks"]
+    assert [line.split()[0] for line in lines[1::2]] == list(DIALECTS)

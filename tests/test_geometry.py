@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mmchat.geometry import Box, Frame, Mask, Placement, Point, Polygon, open_image, outline, region
+from mmchat.geometry import (
+    Box,
+    Frame,
+    Mask,
+    Placement,
+    Point,
+    Polygon,
+    native,
+    open_image,
+    outline,
+    region,
+    tiling,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "geometry"
 SHAPES = [(12, 1), (6, 1), (4, 1), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (1, 2), (1, 4), (1, 6), (1, 12)]
@@ -250,3 +262,21 @@ def flat(place: object) -> list[float]:
 
 def test_placement_is_a_value() -> None:
     assert Frame(8).place((4, 2)) == Placement((4, 2), (8, 8), (1.0, 0.5), (0.0, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((1000, 1000), (980, 980)), ((480, 640), (476, 644)), ((97, 211), (84, 224)), ((14, 14), (56, 56))],
+)
+def test_native_sizes_are_multiples_within_the_limits(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    assert native(size, most=14 * 14 * 4 * 1280) == wanted
+
+
+def test_a_thread_of_a_picture_has_no_native_size() -> None:
+    with pytest.raises(ValueError, match="200 times"):
+        native((20000, 50))
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((934, 204), (5, 1)), ((1727, 1317), (4, 3)), ((448, 448), (1, 1))])
+def test_tiles_follow_the_shape_of_the_picture(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    assert tiling(size) == wanted

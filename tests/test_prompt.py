@@ -105,3 +105,23 @@ def test_a_talk_goes_on_with_what_stood_before(name: str) -> None:
 def test_an_answer_not_yet_said_leaves_its_cue() -> None:
     turns = (Turn("user", "one"), Turn("assistant", ""), Turn("user", "two"))
     assert PLAIN.render(turns, mention) == ("S U: one A:U: two A:",)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("What is <region1>?", "What is one?"),
+        ("What is [region0]?", "What is one?"),
+        ("Compare <boxes>.", "Compare one two."),
+        ("What is <region3>?", "What is <region3>?"),
+        ("What is [region2]?", "What is [region2]?"),
+    ],
+)
+def test_regions_may_be_named_as_users_of_other_systems_do(text: str, written: str) -> None:
+    turns = (Turn("user", text, (REGION, OTHER)),)
+    prompt = Template().render(turns, lambda number, region: (("one", "two")[number - 1],))
+    assert prompt == (written,)
+
+
+def test_boxes_without_a_region_stay_words() -> None:
+    assert Template().render((Turn("user", "two <boxes>"),), lambda number, region: ("never",)) == ("two <boxes>",)

@@ -16,6 +16,7 @@ prefix is a prefix of what it shows of the whole (words, spans, and the places o
 from mmchat.dialect.comparison import table
 from mmchat.dialect.evaluation import double_brackets, evaluated_boxes
 from mmchat.dialect.forms import Cells, Form, Index, Scaled, brackets
+from mmchat.dialect.inspection import View, inspect
 from mmchat.dialect.listing import Json
 from mmchat.dialect.marks import Marks
 from mmchat.dialect.spans import Dropped, Grounded, Moment, Scene, Span, confidence, home, settle
@@ -37,11 +38,13 @@ __all__ = [
     "Scaled",
     "Scene",
     "Span",
+    "View",
     "brackets",
     "confidence",
     "double_brackets",
     "evaluated_boxes",
     "home",
+    "inspect",
     "settle",
     "table",
 ]

@@ -24,8 +24,9 @@ class Scaled:
     """Numbers 0..scale from edge to edge of the fitted picture (0: its pixels), printed with `decimals`, in `order`.
 
     `step` says how a value becomes a whole number where decimals is 0: rounded (halves up, or to the even number), cut
-    off, or the number of the bin (read at its centre). Some models waver, and their own readers know it: four numbers whose sum is less than
-    `fractions_below` are fractions, numbers of which one is more than `thousandths_above` are thousandths.
+    off, or the number of the bin (read at its centre). Some models waver, and their own readers know it: four numbers
+    whose sum is less than `fractions_below` are fractions, numbers of which one is more than `thousandths_above` are
+    thousandths.
     """
 
     scale: float = 1.0
