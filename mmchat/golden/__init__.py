@@ -221,6 +221,8 @@ def _tolerances(case: Case, name: str, dtype: torch.dtype) -> Mapping[str, float
     key = str(dtype).removeprefix("torch.")
     found = stated.get(key) or stated.get("bfloat16") or stated.get("float32") or {}
     found = dict(found) if isinstance(found, Mapping) else {}
+    if "abs" in stated:  # one for all types
+        found = {"max_abs": stated["abs"], "rel": stated.get("rel", 0.0)}
     if dtype == torch.float32 and name == "grad_sampling_locations" and "grad_locations_rel" in found:
         found["rel"] = found["grad_locations_rel"]
     return found
