@@ -85,8 +85,11 @@ def read(options: argparse.Namespace, out: TextIO) -> int:
     if candidates is not None and not isinstance(candidates, list):
         raise ValueError(f"{options.candidates} must hold a list of [x0, y0, x1, y1] in pixels.")
     text = sys.stdin.buffer.read().decode("utf-8", "replace")
-    # A text that was typed or echoed ends with a line end of its own.
-    give(translate.read_json(options.dialect, text.rstrip("\r\n"), options.size, options.fit, candidates), out)
+    text = text.rstrip("\r\n")  # a text that was typed or echoed ends with a line end of its own
+    if options.inspect:
+        give(translate.inspect_json(options.dialect, text, options.size, options.fit), out)
+        return 0
+    give(translate.read_json(options.dialect, text, options.size, options.fit, candidates), out)
     return 0
 
 

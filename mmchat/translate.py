@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmchat.dialect import DIALECTS, Json, Marks, Scene, home, table
+from mmchat.dialect import DIALECTS, Json, Marks, Scene, home, inspect, table
 from mmchat.export import reading_json
 from mmchat.geometry import Box, Frame, Placement, outline, region_in
 
-__all__ = ["DIALECTS", "dialect_named", "placement_for", "read_json", "table", "write_text"]
+__all__ = ["DIALECTS", "dialect_named", "inspect_json", "placement_for", "read_json", "table", "write_text"]
 
 Size = tuple[int, int]
 LARGEST = 1_000_000  # pixels of one side
@@ -56,6 +56,19 @@ def read_json(
     )
     scene = Scene(boxes, placement.fitted)
     return reading_json(home(known.read(text, scene), placement), width_height)
+
+
+def inspect_json(dialect: str, text: str, size: object, fit: object = None) -> list[dict[str, Any]]:
+    """`text` in every scale, frame and order, the likeliest first: "view" names the way, the rest is as in `read_json`.
+
+    size, fit and errors as in `read_json`.
+    """
+    known, width_height = dialect_named(dialect), checked_size(size, "size")
+    seen = None if fit is None else checked_size(fit, "fit")
+    if len(text) > LONGEST:
+        raise ValueError(f"The text has {len(text)} characters, at most {LONGEST} are read: cut it.")
+    views = inspect(known, text, width_height, seen)
+    return [{"view": view.name, **reading_json(view.answer, width_height)} for view in views]
 
 
 def write_text(
