@@ -6,6 +6,7 @@ import argparse
 import gc
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -60,8 +61,6 @@ def serve(options: argparse.Namespace) -> int:
             commands.self_check(desk, name)
 
         local = options.engine == "local"
-        if local:
-            commands.self_check(desk, name)
         built = page.build(
             desk,
             model=name,
@@ -72,6 +71,9 @@ def serve(options: argparse.Namespace) -> int:
         address = launched(built, options.host, options.port, page.launch_options())
         gc.enable()
         gc.freeze()
+        if local:
+            # Behind the launch: the page is there meanwhile, and a question waits its turn in the desk's line.
+            threading.Thread(target=commands.self_check, args=(desk, name), daemon=True).start()
         print(f"mmchat: {address} is ready after {time.monotonic() - STARTED:.1f} s (Ctrl+C ends it)", flush=True)
         built.block_thread()
     return 0

@@ -274,10 +274,11 @@ def self_check(desk: Desk, name: str) -> tuple[str, ...]:
     """Checks the model on the desk, `name` in models.toml, and notes what is wrong with it for the page's head."""
     from mmchat import models, selfcheck
 
+    checked = desk.engine  # another one may be opened meanwhile
     faults = selfcheck.faults(desk, models.find(name).folder)
     for fault in faults:
         print(f"mmchat: self check of {name}: {fault}", file=sys.stderr)
-    desk.engine.faults = faults  # type: ignore[attr-defined]
+    checked.faults = faults  # type: ignore[attr-defined]
     return faults
 
 
