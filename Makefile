@@ -51,7 +51,7 @@ kernels: $(VENV)/.ready
 
 # One wheel for every Python and torch: dist/msda-*-py3-none-<platform>.whl
 wheels: $(VENV)/.ready
-	@MSDA_BUILD=$${MSDA_BUILD:-cpp} $(PIP) wheel --no-deps --wheel-dir dist ./kernels
+	@MSDA_BUILD=$${MSDA_BUILD:-cpp} $(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist ./kernels
 	@ls dist/msda-*.whl
 
 # The browser tests skip, and say so, where there is no Chromium and none can be installed.
