@@ -24,6 +24,7 @@ TOKEN = re.compile(
 )
 THINKING = re.compile(r"\s*<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
 DEEPEST = 12  # brackets in brackets; more is no list, and looking again from each of them would take for ever
+DEEPER = re.compile(rf"[\[{{]{{{DEEPEST + 1},}}")
 ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
 
@@ -114,6 +115,9 @@ class _Reading:
             if end is None:
                 return self._done()
             if end == start:  # brackets of prose
+                # Of a long run of brackets only the last few can begin a list.
+                run = DEEPER.match(text, start)
+                start = run.end() - DEEPEST - 1 if run else start
                 self._prose(text[at : start + 1])
                 at = start + 1
             else:

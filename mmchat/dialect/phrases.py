@@ -22,7 +22,9 @@ JOINT = re.compile(r"(?i)(?:and|or|with|while|there (?:is|are))\s+")
 
 def whole_words(words: str) -> tuple[int, int]:
     """Where the words begin and end without white space and joints."""
-    trimmed = words.rstrip(" \t\r\n,;|")
+    trimmed = words.rstrip()  # white space of any kind first: the clean text loses it at its end
+    while trimmed and (trimmed[-1] in ",;|" or trimmed[-1].isspace()):
+        trimmed = trimmed.rstrip(",;|").rstrip()
     return len(trimmed) - len(trimmed.lstrip(" \t\r\n,;.|")), len(trimmed)
 
 
