@@ -1,13 +1,21 @@
-"""Recorded cases of GroundingGPT (lzw-lzw/GroundingGPT): texts."""
+"""Recorded cases of GroundingGPT (lzw-lzw/GroundingGPT): texts, pictures, its three roads, a tiny whole model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
 
 from mmchat.dialect import brackets
 from mmchat.dialect.table import GROUNDINGGPT
+from mmchat.families.groundinggpt import FAMILY, GroundingGPT, Hearing, Watching, build
 from mmchat.geometry import Box, Frame, outline
-from mmchat.golden import Case, Line, texts
+from mmchat.golden import Case, Line, Outputs, texts
+from mmchat.golden.llava import pixels
+from mmchat.golden.loading import filled
 from mmchat.golden.texts import Entry, Found, found
 from mmchat.templates import TEMPLATES
 
@@ -80,4 +88,117 @@ def _fractions(entry: Entry) -> Found:
     return [(label, [value / size[axis % 2] for axis, value in enumerate(given)]) for label, given in pixels]
 
 
-HANDLERS = {"dialect": dialect, "prompts": prompts}
+def config_of(case: Case) -> dict[str, Any]:
+    """The case's sizes under the keys of a published config.json, and of ours where none publishes them."""
+    told = case.config
+    eva, clip = told["eva"], told["clip"]
+    image_side, video_side = told["cimg"], told["vimg"]
+    return {
+        "hidden_size": told["h"], "intermediate_size": told["ff"], "num_hidden_layers": told["layers"],
+        "num_attention_heads": told["heads"], "num_key_value_heads": told["heads"], "vocab_size": told["vocab"],
+        "rms_norm_eps": 1e-5, "mm_vision_hidden_size": told["cv"], "mm_vision_select_layer": clip["select_layer"],
+        "vision_config": {
+            "hidden_size": told["cv"], "intermediate_size": 2 * told["cv"], "num_hidden_layers": clip["layers"],
+            "num_attention_heads": clip["heads"], "image_size": image_side, "patch_size": clip["patch"],
+            "hidden_act": "quick_gelu",
+        },
+        "video_and_sound": {
+            "eva": {
+                "img_size": video_side, "patch_size": eva["patch"], "embed_dim": told["ve"], "depth": eva["depth"],
+                "num_heads": eva["heads"], "mlp_ratio": eva["mlp_ratio"], "qkv_bias": eva["qkv_bias"],
+            },
+            "frames": told["maxf"], "frame_queries": told["nq"], "video_queries": told["nv"],
+            "sound_queries": told["na"], "sound_width": told["ah"], "qformer_width": told["qh"],
+            "qformer_inner": 2 * told["qh"], "qformer_heads": told["qheads"],
+            "qformer_layers": told["image_qformer"]["layers"],
+        },
+    }  # fmt: skip
+
+
+def state_of(case: Case) -> dict[str, torch.Tensor]:
+    """The recorded parameters under published names; the tower's stand under `clip.`, as it lies apart."""
+    return {name.removeprefix("clip."): tensor.float() for name, tensor in case.state().items()}
+
+
+def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
+    """The padded square, and what the tower sees of it."""
+    out = {}
+    for name, array in case.inputs().items():
+        image = Image.fromarray(array.numpy())
+        number = name.partition(".")[0]
+        frame = FAMILY.frame({"vision_config": {"image_size": case.config["size"]}})
+        square = replace(frame, side=max(image.size), mean=(0.0,) * 3, std=(1.0,) * 3)
+        out[f"{number}.square"] = pixels(square.fitted(image)[0])
+        out[f"{number}.pixels"] = torch.from_numpy(frame.fit(image)[0])
+    return out
+
+
+@torch.no_grad()
+def projected(case: Case, dtype: torch.dtype) -> Outputs:
+    """The road of pictures."""
+
+    class Eyes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            whole = GroundingGPT(config_of(case))
+            self.vision, self.bridge = whole.vision, whole.bridge
+
+    net = filled(Eyes, state_of(case), dtype, FAMILY.keys, FAMILY.drop)
+    levels = net.vision(case.inputs(dtype)["image"])
+    return {"clip_select": levels[-1], "projected": net.bridge(levels)}
+
+
+@torch.no_grad()
+def watched(case: Case, dtype: torch.dtype) -> Outputs:
+    """The roads of videos and of sounds."""
+    config = config_of(case)
+
+    class Others(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = config["video_and_sound"]
+            self.watching, self.hearing = Watching(sizes, config["hidden_size"]), Hearing(sizes, config["hidden_size"])
+
+    net, given = filled(Others, state_of(case), dtype, FAMILY.keys, FAMILY.drop), case.inputs(dtype)
+    frames = given["video"].transpose(1, 2).flatten(0, 1)
+    seen = net.watching.visual_encoder.tokens(frames)
+    return {
+        "eva": seen,
+        "ln_vision": net.watching.ln_vision(seen),
+        "frame_queries": net.watching.frames(given["video"]),
+        "video_tokens": net.watching(given["video"]),
+        "audio_tokens": net.hearing(given["audio_features"]),
+    }
+
+
+@torch.no_grad()
+def whole(case: Case, dtype: torch.dtype) -> Outputs:
+    """Ids with patch tokens of three kinds -> spliced rows and logits, through the family's model."""
+    given, vocabulary = case.inputs(dtype), case.config["vocab"]
+    model = filled(lambda: build(config_of(case)), state_of(case), dtype, FAMILY.keys, FAMILY.drop)
+    vectors = {
+        vocabulary - 9: model.see(given["image"]).images[0],
+        vocabulary - 6: model.video(given["video"][0].transpose(0, 1)),
+        vocabulary - 3: model.sound(given["audio_features"][0]),
+    }
+    out = {}
+    for name, ids in given.items():
+        if not name.startswith("ids."):
+            continue
+        row = model.embed(ids)
+        for patch, vector in vectors.items():
+            if (ids == patch).any():
+                row[ids == patch] = vector
+        kind = name.removeprefix("ids.")
+        out |= {f"inputs_embeds.{kind}": row, f"logits.{kind}": model.language(inputs_embeds=row).logits}
+    return out
+
+
+HANDLERS = {
+    "dialect": dialect,
+    "prompts": prompts,
+    "image_projector": projected,
+    "preprocess": preprocessed,
+    "video_audio_adapters": watched,
+    "whole": whole,
+}

@@ -1,0 +1,180 @@
+"""GroundingGPT (once LEGO): LLaVA 1.5's road for pictures, Q-Formers for videos and sounds; boxes as decimals in the
+text.
+
+Li et al. 2024, arXiv 2401.06071, github.com/lzw-lzw/GroundingGPT; checkpoint zwli/GroundingGPT, CLIP in a folder of its
+own. Boxes refer to the centred square and come back to the picture; spans of time are {start, end}, whose scale only
+the paper tells. The chat shows pictures: videos and sounds go through `video` and `sound` of the model.
+
+Not verified: the trunk that hears (ImageBind, no recorded numbers) is not built, `sound` begins at its features and a
+checkpoint's `model.audio_encoder` is left unread. The original's "inference" crops video frames at random; ours does
+not crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmchat.dialect import DIALECTS, Scene
+from mmchat.family import Dialect, Family
+from mmchat.geometry import Frame, Region
+from mmchat.layout import DROP, tower, tower_sizes
+from mmchat.nets.bridges import LastLevel, projector
+from mmchat.nets.eva import VIT_G, EvaTower
+from mmchat.nets.language import llama
+from mmchat.nets.model import Model
+from mmchat.nets.qformer import QFormer
+from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
+from mmchat.prompt import Piece, Task
+from mmchat.templates import TEMPLATES
+
+FRAMES = 64  # of a video at most
+PLACES = " Include the object positions in [x0, y0, x1, y1] format."
+TASKS = (
+    Task("free", "Ask freely"),
+    Task("describe", "Describe the picture with places", "Describe the image in detail." + PLACES, needs=""),
+    Task("find", "Find what I name", "Where is {text}?" + PLACES),
+    Task("region", "Describe my region", "Describe the region {text} of the image.", needs="region"),
+)
+
+
+class Watching(nn.Module):
+    """Frames -> EVA -> queries of each frame, placed in time -> queries of the video -> language width."""
+
+    def __init__(self, sizes: Mapping[str, Any], language_width: int) -> None:
+        super().__init__()
+        width, inner, heads = sizes["qformer_width"], sizes["qformer_inner"], sizes["qformer_heads"]
+        self.visual_encoder = EvaTower(sizes["eva"])
+        self.ln_vision = nn.LayerNorm(self.visual_encoder.width, eps=1e-5)
+        self.query_tokens = nn.Parameter(torch.empty(1, sizes["frame_queries"], width))
+        self.Qformer = QFormer(self.visual_encoder.width, width, inner, heads, sizes["qformer_layers"])
+        self.video_frame_position_embedding = nn.Embedding(sizes["frames"], width)
+        self.video_query_tokens = nn.Parameter(torch.empty(1, sizes["video_queries"], width))
+        self.video_Qformer = QFormer(width, width, inner, heads, 2, 1)
+        self.llama_proj = nn.Linear(width, language_width)
+
+    def frames(self, video: torch.Tensor) -> torch.Tensor:
+        """video [N, 3, F, S, S] -> queries of each frame [N * F, q, C]."""
+        pictures = video.transpose(1, 2).flatten(0, 1)
+        return self.Qformer(self.query_tokens, self.ln_vision(self.visual_encoder.tokens(pictures)))
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """video [N, 3, F, S, S], F at most the number of places in time -> [N, Q, language width]."""
+        found = self.frames(video).unflatten(0, (len(video), -1))
+        found = found + self.video_frame_position_embedding.weight[: found.shape[1], None]
+        return self.llama_proj(self.video_Qformer(self.video_query_tokens, found.flatten(1, 2)))
+
+
+class Hearing(nn.Module):
+    """Features of clips, placed in time -> queries of the sound -> language width."""
+
+    def __init__(self, sizes: Mapping[str, Any], language_width: int) -> None:
+        super().__init__()
+        width, heard = sizes["qformer_width"], sizes["sound_width"]
+        self.audio_position_embedding = nn.Embedding(8, heard)
+        self.audio_query_tokens = nn.Parameter(torch.empty(1, sizes["sound_queries"], width))
+        self.audio_Qformer = QFormer(heard, width, sizes["qformer_inner"], sizes["qformer_heads"], 2, 1)
+        self.audio_llama_proj = nn.Linear(width, language_width)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """clips [N, 1..8, width of ImageBind's features] -> [N, Q, language width]."""
+        placed = clips + self.audio_position_embedding.weight[: clips.shape[1]]
+        return self.audio_llama_proj(self.audio_Qformer(self.audio_query_tokens, placed))
+
+
+class GroundingGPT(Model):
+    """LLaVA's slots, with `watching` and `hearing` beside them."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        sizes = {**SIZES, **config.get("video_and_sound", {})}
+        width = config["hidden_size"]
+        bridge = LastLevel(*projector("mlp2x_gelu", config["mm_vision_hidden_size"], width))
+        super().__init__(llama(config), tower(config), bridge)
+        self.watching, self.hearing = Watching(sizes, width), Hearing(sizes, width)
+
+    def video(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames [F, 3, S, S] of one video, evenly picked (`moments`) and normalised -> [Q, C]."""
+        if len(frames) > len(self.watching.video_frame_position_embedding.weight):
+            raise ValueError(f"the video has {len(frames)} frames: pick at most {FRAMES} evenly")
+        return self.watching(frames.transpose(0, 1)[None])[0]
+
+    def sound(self, clips: torch.Tensor) -> torch.Tensor:
+        """ImageBind's features [clips, 1024] of one sound -> [Q, C]."""
+        return self.hearing(clips[None])[0]
+
+
+SIZES = {
+    "eva": {**VIT_G, "img_size": 224}, "frames": FRAMES, "frame_queries": 32, "video_queries": 64, "sound_queries": 8,
+    "sound_width": 1024, "qformer_width": 768, "qformer_inner": 3072, "qformer_heads": 12, "qformer_layers": 12,
+}  # fmt: skip
+"""Sizes of the video and sound roads, which the published config does not hold."""
+
+
+def moments(count: int, most: int = FRAMES) -> list[int]:
+    """Which frames of `count` are looked at: at most `most`, evenly from the first on."""
+    picked = min(count, most)
+    return [int(number * count / picked) for number in range(picked)] if count else []
+
+
+def frame(config: Mapping[str, Any]) -> Frame:
+    """A centred square filled with CLIP's mean colour."""
+    return Frame(tower_sizes(config)["image_size"], "pad", (122, 116, 104), CLIP_MEAN, CLIP_STD)
+
+
+def build(config: Mapping[str, Any]) -> GroundingGPT:
+    """The model of a published config.json, parameters yet to be loaded."""
+    return GroundingGPT(config)
+
+
+def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
+    """The region's box in the square that the model sees, three decimals. No code of the original does this."""
+    return (dialect.write((region.box,), None, scene),)
+
+
+WATCHING = r"visual_encoder|ln_vision|query_tokens|Qformer|video_frame_position_embedding|video_query_tokens"
+
+FAMILY = Family(
+    name="groundinggpt",
+    title="GroundingGPT",
+    about="Describes pictures and finds things in them, with boxes in its sentences. Its trunk for sound is not built "
+    "here, and the chat shows no videos.",
+    template=replace(
+        TEMPLATES["lego"], image="<im_start>{image}<im_end>\n{text}", tasks=TASKS
+    ),
+    dialect=DIALECTS["groundinggpt"],
+    frame=frame,
+    build=build,
+    mention=mention,
+    keys=(
+        (r"^vision_model\.", "vision."),
+        (r"^model\.mm_vision_projector\.", "bridge."),
+        (rf"^model\.({WATCHING}|video_Qformer|llama_proj)(?=[.]|$)", r"watching.\1"),
+        (r"^model\.(audio_(?:Qformer|query_tokens|llama_proj|position_embedding))(?=[.]|$)", r"hearing.\1"),
+        (r"^(model|lm_head)\.", r"language.\1."),
+    ),
+    drop=(*DROP, r"^model\.audio_encoder\.", r"relative_position_index$", r"^model\.visual_encoder\.blocks\.39\."),
+    keep=("vision", "bridge", "watching", "hearing", "language.lm_head"),
+    heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    licence="Code Apache 2.0; weights are made from Vicuna 1.5 under the Llama 2 Community License.",
+    types=("LEGO",),
+    dwarf={
+        "model_type": "groundinggpt", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 320, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+        "mm_vision_hidden_size": 32, "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56,
+            "patch_size": 14, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+        },
+        "video_and_sound": {
+            "eva": {"img_size": 28, "patch_size": 14, "embed_dim": 20, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0},
+            "frames": 8, "frame_queries": 4, "video_queries": 6, "sound_queries": 4, "sound_width": 16,
+            "qformer_width": 24, "qformer_inner": 32, "qformer_heads": 2, "qformer_layers": 2,
+        },
+    },
+)  # fmt: skip
