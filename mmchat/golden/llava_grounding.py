@@ -1,15 +1,19 @@
-"""Recorded cases of LLaVA-Grounding (UX-Decoder/LLaVA-Grounding): texts."""
+"""Recorded cases of LLaVA-Grounding (UX-Decoder/LLaVA-Grounding): texts, pictures, parts."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 
+import torch
+
 from mmchat.dialect import Marks, Scene, home
 from mmchat.dialect.table import LLAVA_GROUNDING
 from mmchat.geometry import Box, Frame, outline
-from mmchat.golden import Case, Line, texts
+from mmchat.golden import Case, Line, Outputs, texts
+from mmchat.golden.loading import filled
 from mmchat.golden.texts import Entry, Found
+from mmchat.nets.swin import Swin
 from mmchat.templates import TEMPLATES
 
 SAID = (
@@ -101,4 +105,17 @@ def _read(dialect: Marks, entry: Entry) -> Found:
     ]
 
 
-HANDLERS = {"dialect": dialect, "prompts": prompts}
+@torch.no_grad()
+def backbone(case: Case, dtype: torch.dtype) -> Outputs:
+    """The Swin tower, picture sizes that no window divides."""
+    config = case.config
+    sizes = {
+        "embed_dim": config["e"], "depths": config["depths"], "num_heads": config["heads"],
+        "window_size": config["win"], "mlp_ratio": config["mlp"],
+    }  # fmt: skip
+    net = filled(lambda: Swin(sizes), case.state(torch.float32), dtype, ((r"^backbone\.", ""),))
+    maps = net(case.inputs(dtype)["image"])
+    return {f"res{index}": level for index, level in enumerate(maps, 2)}
+
+
+HANDLERS = {"dialect": dialect, "prompts": prompts, "swin_backbone": backbone}
