@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from mmchat.dialect import Marks, Scene, home
 from mmchat.dialect.table import LLAVA_GROUNDING
@@ -13,6 +14,7 @@ from mmchat.geometry import Box, Frame, outline
 from mmchat.golden import Case, Line, Outputs, texts
 from mmchat.golden.loading import filled
 from mmchat.golden.texts import Entry, Found
+from mmchat.nets.openseed import BASE, PixelDecoder, Predictor, corners, matched
 from mmchat.nets.swin import Swin
 from mmchat.templates import TEMPLATES
 
@@ -118,4 +120,68 @@ def backbone(case: Case, dtype: torch.dtype) -> Outputs:
     return {f"res{index}": level for index, level in enumerate(maps, 2)}
 
 
-HANDLERS = {"dialect": dialect, "prompts": prompts, "swin_backbone": backbone}
+@torch.no_grad()
+def grounded(case: Case, dtype: torch.dtype) -> Outputs:
+    """Pixel decoder and decoder of queries step by step, from a tower's maps."""
+    config, given = case.config, case.inputs(dtype)
+    sizes = {
+        **BASE, "width": config["d"], "heads": config["heads"], "inner": config["ff"], "encoder_layers": config["enc"],
+        "decoder_layers": config["dec"], "mask_width": config["mask"], "queries": config["q"],
+        "levels": config["total levels"], "points": config["points"],
+    }  # fmt: skip
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pixel_decoder = PixelDecoder(config["ch"], sizes)
+            self.predictor = Predictor(sizes, config["proj"])
+
+    head = filled(Head, case.state(torch.float32), dtype, ((r"^sem_seg_head\.", ""),), TWICE)
+    seen = head.pixel_decoder([given[f"res{index}"] for index in range(2, 6)])
+    found = head.predictor(seen, given["seg_hidden"])
+    return {
+        "mask_features": seen.masks,
+        **{f"multi_scale.{index}": level for index, level in enumerate(seen.levels)},
+        "memory": found.memory,
+        "proposal_score": found.proposal_score,
+        "interm_boxes": found.first_boxes,
+        **{f"decoder_state.{index}": state for index, state in enumerate(found.states)},
+        **{f"reference.{index}": reference for index, reference in enumerate(found.references)},
+        "pred_logits": found.logits,
+        "pred_boxes": found.boxes,
+        "pred_masks": found.masks,
+    }
+
+
+@torch.no_grad()
+def judged(case: Case, dtype: torch.dtype) -> Outputs:
+    """Scores, masks, and which queries a phrase gets."""
+    config, given = case.config, case.inputs(dtype)
+    sizes = {**BASE, "width": config["hidden"], "heads": 1, "mask_width": config["mask_dim"]}
+    parts = ("class_embed", "logit_scale", "mask_embed", "decoder_norm")
+
+    def build() -> Predictor:
+        whole = Predictor(sizes, config["dim_proj"])
+        for name in {name.partition(".")[0] for name in whole.state_dict()} - set(parts):
+            delattr(whole, name)
+        return whole
+
+    head = filled(build, case.state(torch.float32), dtype)
+    logits, masks = head.judged(given["queries"].transpose(0, 1), given["mask_features"], given["seg_hidden"])
+    out = {"logits": logits, "masks": masks}
+    boxes = corners(given["match.boxes_cxcywh"][0])
+    for entry in case.info["matching"]:
+        threshold = entry["threshold"]
+        if threshold is None:  # the original fails; ours asks for a number
+            continue
+        for phrase, queries in enumerate(matched(given["match.logits"][0], threshold)):
+            # The original hands on a box of zeros where no query is above the threshold; ours has none.
+            out[f"match.{threshold}.{phrase}"] = boxes[queries] if len(queries) else boxes.new_zeros(1, 4)
+    return out
+
+
+TWICE = (r"^sem_seg_head\.predictor\.decoder\.norm\.", r"predictor\.lang_mapper$")
+HANDLERS = {
+    "dialect": dialect, "prompts": prompts, "swin_backbone": backbone, "openseed_head": grounded,
+    "grounding_head": judged,
+}  # fmt: skip
