@@ -227,7 +227,7 @@ class Desk:
     def _read(self, said: Said, ready: Prepared, limits: Limits) -> Answer:
         """read, and home."""
         candidates = ready.sight.candidates if said.candidates is None else said.candidates
-        scene = Scene(candidates, ready.placement.fitted)
+        scene = Scene(candidates, ready.placement.fitted, said.groups)
         grounded = home(self.engine.family.dialect.read(said.text, scene, said.done), ready.placement)
         scores = tuple(confidence(span, said.pieces) for span in grounded.spans)
         counters = {"encoder_runs": ready.sight.encoder_runs, **said.counters}

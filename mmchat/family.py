@@ -91,14 +91,16 @@ class Sight:
 class Said:
     """The text so far. `pieces`: (start, end, probability) of each token in it.
 
-    `candidates` replaces the sight's where a head gave them. `counters`: prefilled_tokens, new_tokens.
+    `candidates` replaces the sight's where a head gave them, boxes and masks; `groups` names those of the k-th mark.
+    `counters`: prefilled_tokens, new_tokens.
     """
 
     text: str
     pieces: tuple[tuple[int, int, float], ...] = ()
-    candidates: tuple[Box, ...] | None = None
+    candidates: tuple[Place, ...] | None = None
     done: bool = False
     counters: Mapping[str, int] = field(default_factory=dict)
+    groups: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

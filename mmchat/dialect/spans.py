@@ -14,13 +14,14 @@ from mmchat.geometry import Box, Place, Placement, clipped, outline
 
 @dataclass(frozen=True)
 class Scene:
-    """What numbers may refer to: candidate boxes (unit square of the fitted picture), the fitted size (width, height).
+    """What numbers may refer to: candidates (unit square of the fitted picture; boxes, and masks where a model's head
+    drew them), the fitted size (width, height).
 
     `groups` names, for the k-th mark of dialects whose marks carry no index, the candidates it stands for; empty: the
     k-th candidate.
     """
 
-    candidates: tuple[Box, ...] = ()
+    candidates: tuple[Place, ...] = ()
     size: tuple[int, int] = (0, 0)
     groups: tuple[tuple[int, ...], ...] = ()
 

@@ -30,7 +30,7 @@ from mmchat.engines.talks import (
 )  # fmt: skip
 from mmchat.engines.tokens import Growing, Tokens
 from mmchat.family import Family, Limits, Said, Sight, Trace
-from mmchat.geometry import Box, Region, outline
+from mmchat.geometry import Box, Mask, Place, Region, outline
 from mmchat.nets import archive, plan, trace, weights
 from mmchat.nets.model import Encoded, Model, Seen
 from mmchat.prompt import Piece, Slot
@@ -66,6 +66,7 @@ class LocalEngine:
         marks = {mark: tokens.token(mark) for mark in family.template.stop}
         self._ends = tokens.ends | {index for index in marks.values() if index is not None}
         self._stops = tuple(mark for mark, index in marks.items() if index is None)
+        self._asks = frozenset(tokens.token(mark) for mark in model.head_marks) - {None}
 
     @staticmethod
     def open(
@@ -193,6 +194,7 @@ class LocalEngine:
         known, shared = self._prefix(parts) if limits.cache else (None, 0)
         self._remember(talk)
         choose, growing = chooser(limits), Growing(self.tokens)
+        asked: list[torch.Tensor] = []
         most, made, done = min(limits.new_tokens, room), 0, False
         try:
             logits, fed = self._prefill(talk, parts, known, shared)
@@ -202,15 +204,43 @@ class LocalEngine:
                 done = index in self._ends or made >= most
                 if index not in self._ends:
                     growing.add(index, probability)
+                if index in self._asks and talk.state is not None:
+                    asked.append(talk.state)
                 text, pieces, stopped = said(growing, self._stops, done)
                 done = done or stopped
                 talk.text, talk.answer, talk.pieces = text, growing.ids[: len(pieces)], pieces
-                yield Said(text, tuple(pieces), None, done, {"prefilled_tokens": fed, "new_tokens": made})
+                candidates, groups = self._located(prompt, sight.content, asked if done else [])
+                counters = {"prefilled_tokens": fed, "new_tokens": made}
+                yield Said(text, tuple(pieces), candidates, done, counters, groups)
                 if not done:
                     logits = self._step(talk, index)
         finally:
             if not limits.cache:
                 talk.forget()
+
+    @torch.inference_mode()
+    def _located(
+        self, prompt: tuple[Piece, ...], seen: Seen, asked: list[torch.Tensor]
+    ) -> tuple[tuple[Place, ...] | None, tuple[tuple[int, ...], ...]]:
+        """What the head finds for the marks of the answer, and which of it is for the k-th; None without a head.
+
+        While the answer grows no mark stands for anything. A box comes before its mask.
+        """
+        if not self.model.head_marks:
+            return None, ()
+        if not asked:
+            return (), ()
+        shown = [piece.index for piece in prompt if isinstance(piece, Slot) and piece.kind == "image"]
+        found = self.model.locate(torch.stack(asked), seen, shown[-1] if shown else len(seen.images) - 1)
+        candidates: list[Place] = []
+        groups: list[list[int]] = [[] for _ in asked]
+        for number, (corners, mark) in enumerate(zip(found.boxes.tolist(), found.marks.tolist(), strict=True)):
+            places: list[Place] = [Box(*corners)]
+            if found.masks is not None and found.masks[number].any():
+                places.append(Mask.from_array(found.masks[number].cpu().numpy()))
+            groups[mark] += range(len(candidates), len(candidates) + len(places))
+            candidates += places
+        return tuple(candidates), tuple(map(tuple, groups))
 
     def _laid_out(self, prompt: tuple[Piece, ...], seen: Seen) -> tuple[Talk, list[Part]]:
         """The prompt as ids and filled slots; where it goes on from a known talk, with the ids that it was made of."""
@@ -280,7 +310,7 @@ class LocalEngine:
         else:
             talk.cache = copied(known.cache, positions, config)
         inputs = self.inputs(parts[shared:])
-        out = self.model.language(inputs_embeds=inputs, past_key_values=talk.cache, use_cache=True, logits_to_keep=1)
+        out = self._run(talk, inputs_embeds=inputs)
         talk.read = list(parts)
         self._make_room(talk)
         return out.logits[0, -1].float(), inputs.shape[1]
@@ -290,12 +320,20 @@ class LocalEngine:
         """Read one id; logits [V] of the next."""
         ids = torch.tensor([[index]], device=self.model.device)
         try:
-            out = self.model.language(input_ids=ids, past_key_values=talk.cache, use_cache=True, logits_to_keep=1)
+            out = self._run(talk, input_ids=ids)
         except BaseException:
             talk.forget()  # half a step may be in it
             raise
         talk.read.append(index)
         return out.logits[0, -1].float()
+
+    def _run(self, talk: Talk, **given: torch.Tensor) -> Any:
+        """The language model on what is new in a talk; keeps the last state where a head may ask for it."""
+        out = self.model.language(
+            **given, past_key_values=talk.cache, use_cache=True, logits_to_keep=1, output_hidden_states=bool(self._asks)
+        )
+        talk.state = out.hidden_states[-1][0, -1].clone() if self._asks else None
+        return out
 
     def inputs(self, parts: list[Part]) -> torch.Tensor:
         """Vectors [1, T, C] of ids and filled slots."""

@@ -37,6 +37,7 @@ class Talk:
     pieces: list[tuple[int, int, float]] = field(default_factory=list)  # of `answer`, in `text`
     read: list[Part] = field(default_factory=list)  # what `cache` holds
     cache: DynamicCache | None = None
+    state: torch.Tensor | None = None  # [C] of the last position read, where a head asks for it
 
     def forget(self) -> None:
         """Let keys and values go; the words stay."""

@@ -52,6 +52,19 @@ class Seen:
     kept: Any = None
 
 
+@dataclass(frozen=True)
+class Located:
+    """What a head found for the marks of an answer.
+
+    `boxes` [n, 4]: x0, y0, x1, y1 in the unit square of the fitted picture; `marks` [n]: which mark, from 0, each is
+    for; `masks` bool [n, h, w] over that square, None where the head draws none.
+    """
+
+    boxes: torch.Tensor
+    marks: torch.Tensor
+    masks: torch.Tensor | None = None
+
+
 class Model(nn.Module):
     """Slots, each with its name in the parameters' names.
 
@@ -59,7 +72,11 @@ class Model(nn.Module):
     that takes inputs_embeds); where a family has them `regions` (levels, boxes, owners -> vectors), `proposer` (levels
     -> boxes [n, 4], owners [n]) and `head`. A family with another order overrides `encode`, `gather` or `fill` in its
     own file.
+
+    `head_marks`: marks, one token each, at which the head is asked: with the last layer's state that wrote the mark.
     """
+
+    head_marks: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -117,6 +134,10 @@ class Model(nn.Module):
             vectors = seen.regions if slot.index < 0 else seen.regions[slot.index]
             return vectors.reshape(-1, vectors.shape[-1])
         raise ValueError(f"This model has nothing for a slot of kind {slot.kind!r}: write the region as text.")
+
+    def locate(self, states: torch.Tensor, seen: Seen, picture: int) -> Located:
+        """What the head finds on a picture for states [K, C], one a mark. Asked once, when the answer has ended."""
+        raise NotImplementedError(f"{type(self).__name__} names head_marks and must say what its head does with them")
 
     def embed(self, ids: torch.Tensor | list[int]) -> torch.Tensor:
         """Token ids [n] -> vectors [n, C]."""
