@@ -199,7 +199,8 @@ def clipped(place: Place) -> Place:
 class Region:
     """What a user drew: kind, bounding box, for other kinds the points; `image` counts the talk's pictures from 0.
 
-    The box of a point has no area. `region` makes one from what a client sends and says what is wrong with it.
+    The box of a point has no area. `region` makes one from what a client sends and says what is wrong with it. `size`:
+    (width, height) in pixels of the upright picture, where it is known: some models look at a region pixel by pixel.
     """
 
     kind: Literal["box", "point", "scribble", "polygon", "mask"]
@@ -207,6 +208,7 @@ class Region:
     points: tuple[Point, ...] = ()
     mask: Mask | None = None
     image: int = 0
+    size: tuple[int, int] | None = None
 
     @property
     def place(self) -> Place:
@@ -319,8 +321,12 @@ class Placement:
     offset: tuple[float, float]
 
     def into(self, place: Place) -> Place:
-        """From the unit square of the original to that of the fitted picture."""
+        """From the unit square of the original to that of the fitted picture; a mask keeps its cells where both are
+        one.
+        """
         (sx, sy), (ox, oy) = self.scale, self.offset
+        if isinstance(place, Mask) and self.scale == (1.0, 1.0) and self.offset == (0.0, 0.0):
+            return place
         return _moved(place, lambda x: x * sx + ox, lambda y: y * sy + oy, self.back, self.fitted)
 
     def back(self, place: Place) -> Place:

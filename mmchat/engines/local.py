@@ -154,7 +154,8 @@ class LocalEngine:
         key = digest.hexdigest()
         boxes = tuple(outline(region.place) for region in regions)
         owners = tuple(region.image for region in regions)
-        whole = f"{key}/{boxes}/{owners}"
+        shapes = hashlib.sha256(repr(regions).encode()).hexdigest()  # a box and a line inside it are not the same
+        whole = f"{key}/{boxes}/{owners}/{shapes}"
         if whole in self._sights:
             self._sights.move_to_end(whole)
             kept = self._sights[whole]
@@ -166,7 +167,8 @@ class LocalEngine:
             self.encoder_runs += 1
         self._encoded.move_to_end(key)
         corners = torch.tensor([(box.x0, box.y0, box.x1, box.y1) for box in boxes]).reshape(-1, 4)
-        seen = self.model.gather(self._encoded[key], corners, torch.tensor(owners, dtype=torch.long))
+        of = torch.tensor(owners, dtype=torch.long)
+        seen = self.model.gather_drawn(self._encoded[key], corners, of, regions)
         candidates = tuple(Box(*row) for row in seen.candidates.tolist())
         sight = Sight(whole, candidates, len(boxes), seen, runs, tuple(seen.owners.tolist()))
         self._sights[whole] = sight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -117,6 +117,13 @@ class Model(nn.Module):
         vectors = None if self.regions is None else self.regions(encoded.levels, boxes, owners)
         images = () if encoded.vectors is None else tuple(encoded.vectors)
         return Seen(images, boxes, owners, vectors, encoded.levels, encoded.kept)
+
+    def gather_drawn(self, encoded: Encoded, boxes: torch.Tensor, owners: torch.Tensor, drawn: Sequence[Any]) -> Seen:
+        """`gather`, for an engine that knows how each region was `drawn` (geometry.Region, in the fitted unit square).
+
+        A family that looks at more than their boxes overrides this one too.
+        """
+        return self.gather(encoded, boxes, owners)
 
     def fill(self, slot: SlotLike, seen: Seen, tokenize: Tokenize) -> torch.Tensor:
         """Vectors [n, C] that stand in a prompt's slot. `tokenize` is for families whose slots hold words as well.
