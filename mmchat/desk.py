@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mmchat.dialect import Dropped, Scene, Span, confidence, home
+from mmchat.dialect import Dropped, Scene, Span, confidence, home, inspect
 from mmchat.family import Engine, Limits, Said, Sight, Trace
-from mmchat.geometry import Placement, Region, clipped, outline
+from mmchat.geometry import Place, Placement, Region, clipped, outline
 from mmchat.prompt import Piece, Slot, Turn
 
 if TYPE_CHECKING:
@@ -137,6 +137,26 @@ class Desk:
         shown = about.image if isinstance(about, Region) else ready.shown
         return trace, ready.placements[shown], ask.images[shown]
 
+    def reread(self, answer: Answer, size: tuple[int, int], most: int = 9) -> tuple[tuple[str, Answer], ...]:
+        """An answer as the family reads it and in other frames and conventions, by name, the likeliest first.
+
+        size: (width, height) of the upright picture. Ways that give the same places count once. () where the answer
+        has no numbers that could be meant otherwise.
+        """
+        family = self.engine.family
+        seen = family.frame(self.engine.config).place(size).fitted
+        usual = tuple(span.places for span in answer.spans)
+        known, found = [usual], [("as this model writes", answer)]
+        views = inspect(family.dialect, answer.raw, size, seen)  # type: ignore[arg-type]
+        for view in sorted(views, key=lambda view: view.order != "corners"):  # other orders are rare: behind the rest
+            places = tuple(span.places for span in view.answer.spans)
+            if places and not any(_alike(places, other) for other in known):
+                known.append(places)
+                read = view.answer
+                kept = replace(answer, text=read.text, spans=read.spans, scores=(), dropped=read.dropped)
+                found.append((view.name, kept))
+        return tuple(found[:most]) if len(found) > 1 else ()
+
     def open(self, engine: Engine) -> None:
         """Change the model: waits for the answer that is being written, then closes the old engine."""
         with self._held():
@@ -237,6 +257,16 @@ class Desk:
         return Answer(grounded.text, said.text, grounded.spans, scores, grounded.dropped, said.done, tuple(notes))
 
 
+def _alike(one: tuple[tuple[Place, ...], ...], other: tuple[tuple[Place, ...], ...]) -> bool:
+    """Whether two readings show the same places, to a fiftieth of the picture."""
+    first = [outline(place) for group in one for place in group]
+    second = [outline(place) for group in other for place in group]
+    return len(first) == len(second) and all(
+        max(abs(a.x0 - b.x0), abs(a.y0 - b.y0), abs(a.x1 - b.x1), abs(a.y1 - b.y1)) < 0.02
+        for a, b in zip(first, second, strict=True)
+    )
+
+
 def check(ask: Ask, alone: bool = False) -> None:
     """ValueError, one sentence with cause and remedy, where a question cannot be asked. alone: words are not needed."""
     if not ask.images:
@@ -293,7 +323,8 @@ def fitted(region: Region, placement: Placement) -> Region:
     """A region of the original picture in the unit square of the fitted one."""
     points = tuple(placement.into(clipped(point)) for point in region.points)
     mask = None if region.mask is None else placement.into(region.mask)
-    return replace(region, box=outline(placement.into(region.box.ordered().clipped())), points=points, mask=mask)
+    box = outline(placement.into(region.box.ordered().clipped()))
+    return replace(region, box=box, points=points, mask=mask, size=placement.size)
 
 
 def wrong_numbers(turns: list[Turn], drawn: int) -> list[str]:

@@ -30,6 +30,7 @@ ANSWERS = (
     Recorded("long", "On and on. " * 300 + "<p>a bus</p><c0>.", candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
     Recorded("script", "<script>document.title='broken'</script> <p>the <b>bus</b></p><c0>.",
              candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
+    Recorded("numbers", "It is <p>a bus</p>[100,300,550,800].", candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
     Recorded(".", f"In the street I see <p>a red bus</p><c0> and also <p>two people</p><c1><c2> who wait there{QUIET}",
              candidates=(Box(0.1, 0.3, 0.5, 0.7), Box(0.6, 0.4, 0.72, 0.82), Box(0.75, 0.42, 0.86, 0.8))),
 )  # fmt: skip
@@ -398,6 +399,21 @@ def test_try_again_take_back_and_new_chat_change_the_talk(visit: Visit, photo: P
     assert visit.page.locator(".mm-place").count() == 0
     visit.page.locator("#mm-new").click()
     visit.page.wait_for_function("() => document.querySelectorAll('.mm-region').length === 0")
+
+
+def test_a_lost_box_is_found_by_choosing_another_frame_from_the_strip(visit: Visit, photo: Path) -> None:
+    visit.load(photo)
+    visit.picture()
+    visit.ask("numbers please")
+    visit.answered()
+    assert visit.page.locator(".mm-place").count() == 0  # the recording's model writes 0 to 1
+    visit.page.get_by_role("tab", name="Frames").click()
+    visit.page.locator("#mm-frames-compare").click()
+    visit.page.wait_for_selector("#mm-frames img", timeout=20_000)
+    visit.page.locator("#mm-frames button:has-text('/999, squashed')").first.click()
+    visit.page.wait_for_function("() => document.querySelector('#mm-frames-notice').innerText.includes('Read as')")
+    visit.page.wait_for_selector(".mm-place")
+    assert visit.on_picture(visit.page.locator(".mm-place").first) == pytest.approx([90, 180, 495, 480], abs=2)
 
 
 def test_the_answer_is_saved_as_a_picture_and_as_json(visit: Visit, photo: Path) -> None:

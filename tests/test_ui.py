@@ -32,6 +32,7 @@ BUS, PEOPLE = Box(0.1, 0.3, 0.55, 0.8), (Box(0.6, 0.4, 0.72, 0.82), Box(0.74, 0.
 ANSWERS = (
     Recorded("long", "word " * 200 + "<p>a bus</p><c0>.", candidates=(BUS,)),
     Recorded("script", "<script>alert(1)</script> <p>the <b>bus</b></p><c0>.", candidates=(BUS,)),
+    Recorded("numbers", "It is <p>a bus</p>[100,300,550,800].", candidates=(BUS,)),
     Recorded("what is (<r|\\[)", "<p>This</p><u0> is a wheel.", candidates=(BUS,)),
     Recorded(".", "I see <p>a bus</p><c0> and <p>two people</p><c1><c2>.", candidates=(BUS, *PEOPLE)),
 )
@@ -384,3 +385,35 @@ def test_a_forged_path_on_the_surface_is_refused(client, tmp_path: Path, field: 
         ended = next(json.loads(line[6:]) for line in stream.iter_lines() if "process_completed" in line)
     assert ended["success"] is False
     assert str(secret) not in json.dumps(ended.get("output", {}).get("data", ""))
+
+
+# Frames.
+
+
+def test_an_answer_with_numbers_is_read_in_other_frames_and_the_chosen_one_is_shown(desk: Desk, photo: Path) -> None:
+    laid = surface(photo)
+    talk = said(desk, laid, "numbers please")
+    shown = steps.strip(desk, laid, talk)
+    assert len(shown) > 3 and shown[0][1] == "as this model writes"
+    names = [name for _, name in shown]
+    assert len(set(names)) == len(names) and max(shown[0][0].size) <= 360
+    squashed = names.index("/999, squashed")
+    read, name = steps.read_as(desk, laid, talk, squashed)
+    assert name == "/999, squashed"
+    assert read[-1].answer.spans[0].places[0].pixels((640, 480)) == pytest.approx((64, 144, 352, 384), abs=1)
+    assert read[-1].answer.raw == talk[-1].answer.raw
+    # The list stays what it was, and the first of it brings the family's own reading back.
+    assert [name for _, name in steps.strip(desk, laid, read)] == names
+    back, _ = steps.read_as(desk, laid, read, 0)
+    assert back[-1].answer.spans == talk[-1].answer.spans and back[-1].own is None
+
+
+def test_an_answer_without_numbers_or_without_an_answer_cannot_be_compared(desk: Desk, photo: Path) -> None:
+    laid = surface(photo)
+    with pytest.raises(ValueError, match="no finished answer"):
+        steps.strip(desk, laid, ())
+    with pytest.raises(ValueError, match="no numbers"):
+        steps.strip(desk, laid, said(desk, laid, "What do you see?"))
+    talk = said(desk, laid, "numbers please")
+    with pytest.raises(ValueError, match="no longer there"):
+        steps.read_as(desk, laid, talk, 99)

@@ -42,6 +42,9 @@ class Widgets:
     cool: gr.Button
     holder: gr.HTML
     details: gr.HTML
+    compare: gr.Button
+    frames: gr.Gallery
+    frames_notice: gr.HTML
     form: gr.Dropdown
     save: gr.Button
     file: gr.DownloadButton
@@ -69,6 +72,8 @@ def lay_out(desk: Desk, opened: str, rows: Sequence[Mapping[str, Any]], examples
                 found |= _heat_widgets(desk)
             with gr.Tab("Details", elem_id="mm-tab-details"):
                 found["details"] = gr.HTML(panels.details_html(None, None), elem_id="mm-details", **PLAIN)
+            with gr.Tab("Frames", elem_id="mm-tab-frames"):
+                found |= _frame_widgets()
             with gr.Tab("Save", elem_id="mm-tab-save"):
                 found |= _save_widgets()
             with gr.Tab("Model", elem_id="mm-tab-model"):
@@ -110,6 +115,21 @@ def _heat_widgets(desk: Desk) -> dict[str, Any]:
         cool = gr.Button("Hide", min_width=90, elem_id="mm-heat-hide", **SMALL)
     holder = panels.heat_holder(elem_id="mm-heat")
     return {"kind": kind, "about": about, "opacity": opacity, "warm": warm, "cool": cool, "holder": holder}
+
+
+def _frame_widgets() -> dict[str, Any]:
+    gr.HTML(
+        '<p class="mm-quiet">Boxes beside their things? The same numbers in other scales, frames and orders: '
+        "choose the one that fits, and the answer is drawn so.</p>",
+        **PLAIN,
+    )
+    compare = gr.Button("Compare", variant="primary", min_width=110, elem_id="mm-frames-compare", **SMALL)
+    notice = gr.HTML("", elem_classes="mm-notice", elem_id="mm-frames-notice", **PLAIN)
+    frames = gr.Gallery(
+        label="Frames", show_label=False, columns=3, object_fit="contain", height="auto", allow_preview=False,
+        interactive=False, buttons=[], elem_id="mm-frames",
+    )  # fmt: skip
+    return {"compare": compare, "frames": frames, "frames_notice": notice}
 
 
 def _save_widgets() -> dict[str, Any]:

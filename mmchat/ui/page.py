@@ -111,6 +111,7 @@ def build(
         running = _wire_talk(on, desk, tries, opened)
         _wire_picture(on, desk, paths, tries, running)
         _wire_heat_and_files(on, desk, opened)
+        _wire_frames(on, desk)
         _wire_model(on, desk, opened, rows, open_model)
     page.queue(max_size=32)
     return page
@@ -260,6 +261,29 @@ def _wire_heat_and_files(on: Widgets, desk: Desk, opened: Opened) -> None:
     on.opacity.input(None, [on.opacity], None, js=OPACITY)
     made = on.save.click(saved, [on.canvas, on.talk, on.form], [on.file, on.picture_notice], **QUIET)
     made.then(None, [on.file], None, js=DOWNLOAD)
+
+
+def _wire_frames(on: Widgets, desk: Desk) -> None:
+    def compared(surface: Surface | None, talk: Talk) -> Update:
+        try:
+            return {on.frames: steps.strip(desk, surface, talk), on.frames_notice: ""}
+        except Exception as error:
+            return {on.frames: [], on.frames_notice: _card(error, "Nothing to compare")}
+
+    def chosen(surface: Surface | None, talk: Talk, event: gr.SelectData) -> Update:
+        try:
+            talk, name = steps.read_as(desk, surface, talk, int(event.index))
+        except Exception as error:
+            return {on.frames_notice: _card(error)}
+        size = (surface.size[0], surface.size[1]) if surface and surface.size else None
+        return {
+            on.talk: talk, on.chat: chat_html(desk, talk), on.frames_notice: words.said(f"Read as: {name}."),
+            on.details: panels.details_html(steps.last_answer(talk), size),
+        }  # fmt: skip
+
+    inputs = [on.canvas, on.talk]
+    on.compare.click(compared, inputs, [on.frames, on.frames_notice], **QUIET)
+    on.frames.select(chosen, inputs, [on.talk, on.chat, on.details, on.frames_notice], **AT_ONCE)
 
 
 def _wire_model(

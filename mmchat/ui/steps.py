@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from PIL import Image
 
+from mmchat import paint
 from mmchat.desk import LONGEST, MENTION, Answer, Ask, Desk, Limits, Turn
 from mmchat.geometry import Region, open_image
 from mmchat.ui.canvas import Surface, regions_of
@@ -179,3 +180,39 @@ def heat(desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, abou
 def last_answer(talk: Talk) -> Answer | None:
     """The newest answer there is, whole or stopped."""
     return next((exchange.answer for exchange in reversed(talk) if exchange.answer is not None), None)
+
+
+def readings(desk: Desk, surface: Surface | None, talk: Talk) -> tuple[tuple[str, Answer], ...]:
+    """The last answer in every way its numbers may be meant, by name; the first is the family's own.
+
+    ValueError where there is nothing to compare.
+    """
+    image = picture_of(surface)
+    assert surface is not None
+    if not talk or talk[-1].running or talk[-1].answer is None or talk[-1].picture != digest_of(surface):
+        raise ValueError("There is no finished answer about this picture yet: ask something first.")
+    last = talk[-1]
+    if last.model != desk.engine.family.name:
+        raise ValueError("Another model was opened since this answer: ask it, then compare its frames.")
+    found = desk.reread(last.own or last.answer, image.size)  # type: ignore[arg-type]
+    if not found:
+        raise ValueError("This answer has no numbers that could be meant in another way.")
+    return found
+
+
+def strip(desk: Desk, surface: Surface | None, talk: Talk, side: int = 360) -> list[tuple[Image.Image, str]]:
+    """Small pictures of the readings with their places drawn, each with its name."""
+    shown, small = readings(desk, surface, talk), picture_of(surface)
+    small.thumbnail((side, side))
+    return [(paint.answer(small, answer), name) for name, answer in shown]
+
+
+def read_as(desk: Desk, surface: Surface | None, talk: Talk, number: int) -> tuple[Talk, str]:
+    """The talk with its last answer read in the chosen way, counted as in `strip`, and the name of that way."""
+    shown = readings(desk, surface, talk)
+    if not 0 <= number < len(shown):
+        raise ValueError("This way of reading is no longer there: press Compare again.")
+    name, answer = shown[number]
+    last = talk[-1]
+    own = None if number == 0 else last.own or last.answer
+    return (*talk[:-1], replace(last, answer=answer, own=own)), name

@@ -22,6 +22,7 @@ class Exchange:
     `shown` is the question as the user wrote it: its @numbers are those of the drawing surface, the turn's count over
     the talk. `picture` is the digest of the picture asked about, `model` the family asked. `ended` tells why a finished
     exchange has no whole answer: "stopped" or "failed". `key` names this try of it, so that none is spoken twice.
+    `own` is the answer as the family reads it, where the user chose another way of reading its numbers.
     """
 
     question: Turn
@@ -33,6 +34,7 @@ class Exchange:
     ended: str = ""
     attempt: int = 0
     key: str = ""
+    own: Answer | None = None
 
     @property
     def running(self) -> bool:
@@ -163,6 +165,11 @@ def _foot(exchange: Exchange) -> str:
             parts.append(f"{len(answer.dropped)} left out, see Details")
         parts += [escape(str(value)) for name, value in answer.notes if name == "hint"]
     return " · ".join(parts) + ' <button type="button" class="mm-copy" title="Copy the answer">Copy</button>'
+
+
+def said(text: str) -> str:
+    """A quiet line about what was done."""
+    return f'<p class="mm-quiet" role="status">{escape(text)}</p>'
 
 
 def card(error: BaseException | str, title: str = "") -> str:
