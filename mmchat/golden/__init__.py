@@ -219,7 +219,7 @@ def _tolerances(case: Case, name: str, dtype: torch.dtype) -> Mapping[str, float
     """The stated tolerances of an output: of its own type where the case states one, else float32's."""
     stated = case.info["tolerance"]
     key = str(dtype).removeprefix("torch.")
-    found = stated.get(key) or stated.get("bfloat16") or stated.get("float32") or {}
+    found = stated.get(key) or stated.get("bfloat16") or stated.get("float16") or stated.get("float32") or {}
     found = dict(found) if isinstance(found, Mapping) else {}
     if "abs" in stated:  # one for all types
         found = {"max_abs": stated["abs"], "rel": stated.get("rel", 0.0)}

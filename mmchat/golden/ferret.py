@@ -1,12 +1,26 @@
-"""Recorded cases of Ferret (apple/ml-ferret): texts."""
+"""Recorded cases of Ferret (apple/ml-ferret): texts, pictures, masks, the region sampler, a whole model, its sum."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+
 from mmchat.dialect.table import FERRET
-from mmchat.geometry import Box, Point
-from mmchat.golden import Case, Line, texts
-from mmchat.golden.llava import MARK_ID, pieces
+from mmchat.families.ferret import FAMILY, Ferret, area
+from mmchat.geometry import Box, Frame, Point
+from mmchat.golden import Case, Line, Outputs, texts
+from mmchat.golden.llava import MARK_ID, greedy, images, pieces
+from mmchat.golden.loading import filled
 from mmchat.golden.texts import Entry, Found, found
+from mmchat.nets import sampler, weights
+from mmchat.nets.bridges import LastLevel, projector
+from mmchat.nets.language import llama
+from mmchat.nets.model import Model, as_map
+from mmchat.nets.sampler import Choices, RegionSampler
 from mmchat.prompt import Slot, encode
 from mmchat.templates import TEMPLATES
 
@@ -60,4 +74,183 @@ def _asked(entry: Entry) -> Box | Point:
     return Box(*entry["bbox_norm"])
 
 
-HANDLERS = {"dialect": dialect, "prompts": prompts}
+def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
+    """Pictures squashed to the square that the tower sees."""
+    config = case.config
+    frame = Frame(config["size"][0], "squash", mean=tuple(config["image_mean"]), std=tuple(config["image_std"]))
+    return {
+        name.replace("image", "pixel_values"): torch.from_numpy(frame.fit(image)[0])
+        for name, image in images(case).items()
+    }
+
+
+def masks(case: Case, dtype: torch.dtype) -> Outputs:
+    """Pixels of boxes and points, cut out of what was sketched where there is a sketch."""
+    given, out = case.inputs(), {}
+    for name in [name for name in given if name.startswith("coor.")]:
+        number = name.removeprefix("coor.")
+        mask = area(given[name].tolist(), tuple(given[f"size_wh.{number}"].tolist()))
+        out[f"mask.{number}"] = mask.to(torch.uint8)
+        if f"segment.{number}" in given:
+            out[f"mask_with_segment.{number}"] = mask * given[f"segment.{number}"]
+    return out
+
+
+# the sampler
+
+
+def drawn(given: Outputs) -> list[tuple[int, torch.Tensor]]:
+    """The recorded masks with the number of their picture, in order."""
+    names = [name for name in given if name.startswith("mask.")]
+    numbered = sorted([int(part) for part in name.split(".")[1:]] for name in names)
+    return [(picture, given[f"mask.{picture}.{region}"]) for picture, region in numbered]
+
+
+def recorded(given: Outputs, region: int, stages: int) -> Choices:
+    """What the record drew by chance for a region, and what followed from that."""
+    centres = tuple(given[f"fps_index.{stage}"][region].long() for stage in range(stages))
+    around = tuple(given[f"knn_index.{stage}"][region].long() for stage in range(stages))
+    starts = tuple(int(centre[0]) for centre in centres)
+    return Choices(given["point_index"][region].long(), starts, centres, around)
+
+
+@torch.no_grad()
+def sampled(case: Case, dtype: torch.dtype) -> Outputs:
+    """Every step of the sampler under the recorded choices; our own search must find what the record found."""
+    config, given = case.config, case.inputs()
+    dtype = torch.float16 if case.info["dtype"] == "float16" else dtype
+    net = filled(
+        lambda: RegionSampler(
+            config["input_dim"], config["output_dim"], config["num_init_point"], config["num_sub_point"],
+            config["num_neighbor"], config["pooler_mode"],
+        ),
+        case.state(),
+        dtype,
+    )  # fmt: skip
+    levels = given["feature_map"].to(dtype).transpose(1, 2).unflatten(2, config["grid"])
+    steps: list[dict[str, torch.Tensor]] = []
+    for region, (picture, mask) in enumerate(drawn(given)):
+        choices = recorded(given, region, len(net.centres))
+        points = sampler.positions(mask)[choices.points].to(dtype)
+        features = sampler.transposed(levels[picture], points)
+        step = {"points": points, "point_features": features}
+        if region == 0:
+            first = net.difference(0, points, features, choices.centres[0], choices.neighbours[0])
+        for stage in range(len(net.centres)):
+            same_search(points, choices, stage)
+            points, features = net.stage(stage, points, features, choices)
+            step |= {f"points.{stage + 1}": points, f"pooled.{stage}": features}
+        flat = net.flatten_projector(features.flatten())
+        whole = net(levels[picture], mask, choices)
+        steps.append({**step, "flatten": flat, "region_features": whole})
+    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]} | {"diff0_first_region": first}
+
+
+def same_search(points: torch.Tensor, choices: Choices, stage: int) -> None:
+    """ValueError where our search for centres or neighbours finds others than the record did.
+
+    Places of a pixel lattice are often equally far: then another of equals is as good. In half precision the record
+    itself goes by rounded distances, and which library rounds how is no matter of ours.
+    """
+    centres, around = choices.centres[stage], choices.neighbours[stage]
+    if points.dtype != torch.float32:
+        return
+    ours = sampler.farthest(points, len(centres), choices.starts[stage])
+    if not torch.equal(ours, centres):
+        raise ValueError(f"stage {stage}: other centres than recorded")
+    distances = sampler.apart(points[centres], points)
+    near = sampler.nearest(points[centres], points, around.shape[1])
+    far = [distances.gather(1, one).sort(-1).values for one in (near, around)]
+    if not torch.allclose(*far, rtol=0, atol=1e-6):
+        raise ValueError(f"stage {stage}: other neighbours than recorded")
+
+
+@torch.no_grad()
+def adapted(case: Case, dtype: torch.dtype) -> Outputs:
+    """The plain road: one layer, then the mean over a mask's places."""
+    config, given = case.config, case.inputs()
+    sizes = (config["mm_hidden_size"], config["hidden_size"])
+    net = filled(lambda: LastLevel(*projector("linear", *sizes)), case.state(), dtype, ((r"^(weight|bias)$", r"0.\1"),))
+    mapped = net((given["feature_map"].to(dtype),))
+    levels = mapped.transpose(1, 2).unflatten(2, config["grid"])
+    vectors = [sampler.averaged(levels[picture], mask) for picture, mask in drawn(given)]
+    return {"adapted_map": mapped, "region_features": torch.stack(vectors)}
+
+
+@torch.no_grad()
+def whole(case: Case, dtype: torch.dtype) -> Outputs:
+    """Pictures, regions and ids -> features, spliced rows, logits, greedy ids, through the family's model."""
+    config, given = case.config, case.inputs(dtype)
+    sizes = {
+        **config["llama"], "mm_hidden_size": config["vision"]["hidden_size"], "vision_config": config["vision"],
+        "mm_vision_select_layer": config["mm_vision_select_layer"],
+        "sampler_pooler_mode": config["sampler_pooler_mode"],
+    }  # fmt: skip
+    model = filled(lambda: Ferret(sizes), case.state(), dtype, FAMILY.keys, FAMILY.drop)
+    seen = model.see(given["images"])
+    levels = as_map(model.vision(given["images"])[-1])
+    regions = [
+        model.regions(levels[picture], mask, recorded(given, number, len(model.regions.centres)))
+        for number, (picture, mask) in enumerate(drawn(given))
+    ]
+    rows, waiting = [], iter(regions)
+    for row, picture in zip(given["input_ids"], seen.images, strict=True):
+        parts = []
+        for token in row.tolist():
+            if token == MARK_ID:
+                parts.append(picture)
+            elif token == config["im_region_fea_token"]:
+                parts.append(next(waiting)[None])
+            else:
+                parts.append(model.embed([token]))
+        rows.append(torch.cat(parts))
+    embeds = torch.stack(rows)
+    out = {
+        "vision_features": model.vision(given["images"])[-1],
+        "projected": torch.stack(seen.images),
+        "region_features": torch.stack(regions),
+        "inputs_embeds": embeds,
+        "logits": model.language(inputs_embeds=embeds).logits,
+    }
+    if dtype == torch.float32:
+        steps = case.tensors["out.generated_image0"].shape[1]
+        out["generated_image0"] = greedy(model, embeds[:1], torch.ones(embeds[:1].shape[:2], dtype=torch.bool), steps)
+    return out
+
+
+def summed(case: Case, dtype: torch.dtype) -> Outputs:
+    """Delta and base in two folders, loaded by the road that loads a checkpoint; exact in half precision."""
+    delta, base = case.part("in.delta."), case.part("in.base.")
+    rows, width = delta["lm_head.weight"].shape
+    seen = delta["model.mm_projector.weight"].shape[1]
+    last = delta["model.region_geo_sampler.flatten_projector.weight"].shape[1] // seen
+    sizes = {"vocab_size": rows, "hidden_size": width, "num_attention_heads": 1, "num_key_value_heads": 1}
+    sizes["intermediate_size"] = len(delta["model.layers.0.mlp.gate_proj.weight"])
+    sizes["num_hidden_layers"] = len({name.split(".")[2] for name in delta if name.startswith("model.layers.")})
+    with weights.without_memory():
+        bridge = LastLevel(*projector("linear", seen, width))
+        model = Model(llama(sizes), bridge=bridge, regions=RegionSampler(seen, width, centres=(last, last)))
+    with TemporaryDirectory() as scratch:
+        config = {"base_model": str(Path(scratch) / "base")}
+        for name, state, said in (("delta", delta, config), ("base", base, {})):
+            (Path(scratch) / name).mkdir()
+            save_file(state, Path(scratch) / name / "model.safetensors")
+            (Path(scratch) / name / "config.json").write_text(json.dumps(said))
+        sources = weights.sources(Path(scratch) / "delta", config, FAMILY.parts)
+        weights.load(model, sources, FAMILY.keys, FAMILY.drop, precision="fp32", parts=FAMILY.parts)
+    state = model.state_dict()
+    return {name: state[weights.renamed(name, FAMILY.keys)].half() for name in delta}
+
+
+_SAMPLER = "GeoRegionSampler (+ generate_mask_for_feature of ferret/serve/gradio_web_server.py for the masks)"
+_MASKS = "generate_mask_for_feature (the version of ferret/eval/model_lvis.py gives the same)"
+HANDLERS = {
+    "dialect": dialect,
+    "prompts": prompts,
+    "CLIPImageProcessor_GIT called as in ferret/eval/model_refcoco.py": preprocessed,
+    _MASKS: masks,
+    _SAMPLER: sampled,
+    "region_fea_adapter + extract_region_feature": adapted,
+    "FERRETLlamaForCausalLM": whole,
+    "apply_delta (loading and saving replaced, arithmetic official)": summed,
+}
