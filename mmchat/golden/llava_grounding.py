@@ -10,12 +10,19 @@ from torch import nn
 
 from mmchat.dialect import Marks, Scene, home
 from mmchat.dialect.table import LLAVA_GROUNDING
+from mmchat.families.llava_grounding import FAMILY, GREY, MEAN, STD, LlavaGrounding, TwoFrames
 from mmchat.geometry import Box, Frame, outline
 from mmchat.golden import Case, Line, Outputs, texts
+from mmchat.golden.llava import MARK_ID, images, pixels
 from mmchat.golden.loading import filled
 from mmchat.golden.texts import Entry, Found
+from mmchat.layout import tower
+from mmchat.nets.bridges import LastLevel, projector
+from mmchat.nets.language import llama
+from mmchat.nets.model import Seen
 from mmchat.nets.openseed import BASE, PixelDecoder, Predictor, corners, matched
 from mmchat.nets.swin import Swin
+from mmchat.prompt import Slot
 from mmchat.templates import TEMPLATES
 
 SAID = (
@@ -180,8 +187,85 @@ def judged(case: Case, dtype: torch.dtype) -> Outputs:
     return out
 
 
+def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
+    """Both frames of a picture. What fills the larger one up counts as picture, in the original because its mask of
+    padding is filled up with a number that is not 0: no place of the square is padding to the head.
+    """
+    config = case.config
+    side, eye = config["size"], config["clip size"]
+    frame, out = TwoFrames(side, "pad_end", GREY, MEAN, STD, "bilinear", eye=eye), {}
+    for name, image in images(case).items():
+        number = name.partition(".")[0]
+        both = torch.from_numpy(frame.fit(image)[0])
+        out[f"{number}.grounding_uint8"] = pixels(frame.fitted(image)[0]).permute(2, 0, 1)
+        out[f"{number}.grounding_normalised"] = both[:, :side]
+        out[f"{number}.padding_mask"] = torch.zeros(both.shape[2], both.shape[2], dtype=torch.bool)
+        out[f"{number}.clip_pixels"] = both[:, side:, :eye]
+    return out
+
+
+@torch.no_grad()
+def spoken(case: Case, dtype: torch.dtype) -> Outputs:
+    """A tiny LLaVA: rows of vectors, a greedy answer, and the states that wrote its marks."""
+    config, given = case.config, case.inputs(dtype)
+    clip = config["clip"]
+    sizes = {
+        "hidden_size": config["h"], "intermediate_size": config["ff"], "num_hidden_layers": config["layers"],
+        "num_attention_heads": config["heads"], "num_key_value_heads": config["heads"], "vocab_size": config["vocab"],
+        "rms_norm_eps": 1e-5,  # not in the record's config; with 1e-6 all its numbers are off by as much as that makes
+        "mm_hidden_size": config["cv"], "mm_vision_select_layer": clip["select_layer"],
+        "vision_config": {
+            "hidden_size": config["cv"], "intermediate_size": case.tensors[FIRST].shape[0],
+            "num_hidden_layers": clip["layers"], "num_attention_heads": clip["heads"], "image_size": config["img"],
+            "patch_size": clip["patch"], "hidden_act": "quick_gelu",
+        },
+    }  # fmt: skip
+
+    def build() -> LlavaGrounding:
+        bridge = LastLevel(*projector("linear", config["cv"], config["h"]))
+        return LlavaGrounding(llama(sizes), tower(sizes), bridge)
+
+    model = filled(build, case.state(), dtype, FAMILY.keys, FAMILY.drop)
+    vectors = model.bridge(model.vision(given["image"]))
+    drawn = Seen(tuple(vectors), torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), given["object_feature"][0])
+
+    def row(ids: list[int], regions: bool = False) -> torch.Tensor:
+        parts, shown = [], False
+        for index in ids:
+            if index == MARK_ID:
+                parts, shown = [*parts, model.fill(Slot("image"), drawn, list)], True
+            elif index == PLACE and shown and regions:
+                parts.append(model.fill(Slot("region"), drawn, list))
+            else:
+                parts.append(model.embed([index]))
+        return torch.cat(parts)[None]
+
+    embeds = row(given["input_ids"][0].tolist())
+    length, written, states = embeds.shape[1], [], []
+    while len(written) < 1000 and (not written or written[-1] != config["eos id"]):
+        grown = torch.cat((embeds, model.embed(written)[None]), 1) if written else embeds
+        out = model.language(inputs_embeds=grown, output_hidden_states=True)
+        written.append(int(out.logits[0, -1].argmax()))
+        if written[-1] == config["seg id"]:
+            states.append(out.hidden_states[-1][:, -1:])
+    whole = torch.cat((embeds, model.embed(written)[None]), 1)
+    return {
+        "projected_image": vectors,
+        "inputs_embeds": embeds,
+        "inputs_embeds_region": row(given["input_ids_region"][0].tolist(), regions=True),
+        "output_ids": torch.tensor(written),
+        "seg_hidden": torch.cat(states, 1),
+        "full_hidden": model.language(inputs_embeds=whole, output_hidden_states=True).hidden_states[-1],
+        "picked_positions": torch.tensor(
+            [length - 1 + index for index, one in enumerate(written) if one == config["seg id"]]
+        ),
+    }
+
+
+PLACE = 1273  # the id of " %", where a drawn place goes
+FIRST = "state.model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"
 TWICE = (r"^sem_seg_head\.predictor\.decoder\.norm\.", r"predictor\.lang_mapper$")
 HANDLERS = {
     "dialect": dialect, "prompts": prompts, "swin_backbone": backbone, "openseed_head": grounded,
-    "grounding_head": judged,
+    "grounding_head": judged, "preprocess": preprocessed, "generate_seg": spoken,
 }  # fmt: skip
