@@ -1,0 +1,217 @@
+"""Ferret: its published layout (a delta, Vicuna, the tower inside), and regions of every shape through the sampler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dwarfs
+import keylists
+import numpy as np
+import published
+import pytest
+import torch
+from PIL import Image
+
+from mmchat.desk import Ask, Desk, Limits
+from mmchat.dialect import Scene
+from mmchat.engines.local import LocalEngine
+from mmchat.families.ferret import FAMILY, area, shape
+from mmchat.geometry import Box, Mask, Point, Region, region
+from mmchat.nets import sampler, weights
+from mmchat.nets.sampler import RegionSampler
+from mmchat.prompt import Slot, Turn
+
+NAMES = ((r"^language\.", ""), (r"^bridge\.0\.", "model.mm_projector."), (r"^regions\.", "model.region_geo_sampler."))
+TOWER = ((r"^vision\.", "vision_model."),)
+ALONE = ("model.mm_projector", "model.region_geo_sampler")
+WIDE = (600, 200)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Delta and base whose sum is the dwarf, vocabulary grown by the region's mark; the tower inside the checkpoint."""
+    root = tmp_path_factory.mktemp("ferret")
+    state = {name: tensor.half().float() for name, tensor in dwarfs.build(FAMILY).state_dict().items()}
+    generator = torch.Generator().manual_seed(3)
+    rows = FAMILY.dwarf["vocab_size"] - 1
+    base, delta = {}, {}
+    for name, tensor in published.named(state, NAMES).items():
+        if name.startswith(ALONE):
+            delta[name] = tensor
+            continue
+        base[name] = torch.randn(tensor.shape, generator=generator) * 0.05
+        delta[name] = tensor - base[name]
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            delta[name][rows:], base[name] = tensor[rows:], base[name][:rows].clone()
+    config = {key: value for key, value in FAMILY.dwarf.items() if key != "vision_config"}
+    named = {"mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    published.write(root / "vicuna-7b-v1.3", base, {"model_type": "llama"}, "bin")
+    folder = published.write(root / "ferret-7b-delta", delta, config | named, "bin")
+    sizes = {"vision_config": dict(FAMILY.dwarf["vision_config"])}
+    published.write(folder / "vision_tower", published.named(state, TOWER), sizes, shards=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def desk(dwarf_folder) -> Desk:
+    return Desk(LocalEngine.open(dwarf_folder("ferret"), FAMILY, "fp32", "cpu"))
+
+
+@pytest.fixture(scope="module")
+def wide() -> Image.Image:
+    """Three times as wide as high."""
+    return Image.fromarray(np.random.default_rng(1).integers(0, 255, (WIDE[1], WIDE[0], 3), dtype=np.uint8))
+
+
+def vectors(desk: Desk, image: Image.Image, *drawn: Region) -> torch.Tensor:
+    """What the language model is given for the regions, by the road of every question."""
+    ask = Ask((image,), (Turn("user", "What is @1?", drawn),), limits=Limits(new_tokens=1))
+    return desk._prepare(ask).sight.content.regions
+
+
+# the published layout
+
+
+def test_delta_base_and_tower_together_are_the_model(folder):
+    engine = LocalEngine.open(folder, FAMILY, "fp32", "cpu")
+    wanted = dwarfs.build(FAMILY).state_dict()
+    for name, tensor in engine.model.state_dict().items():
+        assert torch.allclose(tensor, wanted[name], atol=2e-3), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_it_answers(folder, picture, precision):
+    said = published.answer(folder, FAMILY, picture, precision)
+    assert said.done and dict(said.notes)["new_tokens"] > 0
+
+
+def test_a_delta_without_its_base_says_what_to_fetch(folder, tmp_path):
+    alone = tmp_path / "ferret-7b-delta"
+    alone.mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            (alone / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"Vicuna 1\.3"):
+        LocalEngine.open(alone, FAMILY, "fp32", "cpu")
+
+
+@pytest.mark.parametrize("sizes", [keylists.VICUNA_7B, keylists.VICUNA_13B], ids=["7b", "13b"])
+def test_every_published_parameter_has_its_place_and_shape(sizes):
+    sizes = sizes | {"VOCAB": 32001}
+    heads = sizes["WIDTH"] // 128
+    with weights.without_memory():
+        model = FAMILY.build({**keylists.language(sizes, heads), "mm_hidden_size": 1024})
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    landed = {}
+    for name, shape_ in keylists.listed("ferret", sizes):
+        ours = weights.renamed(name, FAMILY.keys)
+        if not weights.dropped(FAMILY.drop, name, ours):
+            assert ours not in landed
+            landed[ours] = shape_
+    assert landed == wanted
+    if heads == 32:  # the card's number
+        assert sum(tensor.numel() for tensor in model.regions.parameters()) == 44_069_900
+
+
+# regions
+
+
+def test_shapes_inside_one_box_are_told_apart(desk, wide):
+    box = region({"kind": "box", "box": [0.2, 0.1, 0.7, 0.8]})
+    line = region({"kind": "scribble", "points": [[0.2, 0.1], [0.7, 0.8]]})
+    outline = region({"kind": "polygon", "points": [[0.2, 0.1], [0.7, 0.8], [0.2, 0.8]]})
+    cells = np.zeros((200, 600), bool)
+    cells[20:160, 120:420], cells[60:120, 200:300] = True, False
+    mask = Region("mask", box.box, mask=Mask.from_array(cells))
+    made = torch.cat([vectors(desk, wide, one) for one in (box, line, outline, mask)])
+    assert all((made[i] - made[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
+
+
+def test_a_region_has_the_same_vector_whatever_else_is_drawn(desk, wide):
+    one, other = (region({"kind": "box", "box": [x, 0.1, x + 0.3, 0.8]}) for x in (0.1, 0.6))
+    alone = vectors(desk, wide, other)[0]
+    both = vectors(desk, wide, one, other)
+    assert torch.equal(both[1], alone) and not torch.allclose(both[0], alone, atol=1e-3)
+
+
+def test_the_words_that_the_model_reads_are_numbers_and_a_vector(desk, wide):
+    drawn = (
+        region({"kind": "box", "box": [0.2, 0.1, 0.7, 0.8]}),
+        region({"kind": "point", "points": [[0.412, 0.655]]}),
+    )
+    ask = Ask((wide,), (Turn("user", "Is @1 left of @2?", drawn),), limits=Limits(new_tokens=1))
+    pieces = desk._prepare(ask).prompt
+    assert pieces[1:] == (
+        Slot("image", 0),
+        "\nIs [200, 100, 700, 800]",
+        Slot("region", 0),
+        "left of [412, 655]",
+        Slot("region", 1),
+        "? ASSISTANT:",
+    )
+
+
+def test_an_answer_on_a_wide_picture_lands_where_it_says(wide):
+    placement = FAMILY.frame(FAMILY.dwarf).place(wide.size)
+    span = FAMILY.dialect.read("A dog [100, 150, 300, 200].", Scene((), placement.fitted)).spans[0]
+    found = placement.back(span.places[0]).pixels(WIDE)
+    assert found == pytest.approx((60, 30, 180, 40), abs=0.61)  # a thousandth of 600
+
+
+def test_a_point_is_a_window_of_eleven_pixels_of_the_picture_itself():
+    point = Region("point", Box(0.5, 0.5, 0.5, 0.5), (Point(0.5, 0.5),))
+    mask = shape(point, WIDE)
+    assert mask.shape == WIDE and mask.nonzero().amin(0).tolist() == [295, 95] and mask.sum() == 121
+    corner = Region("point", Box(1, 1, 1, 1), (Point(1, 1),))
+    assert shape(corner, WIDE).sum() == 36
+
+
+def test_a_box_holds_the_pixel_at_its_far_edge():
+    box = Region("box", Box.from_pixels((100, 150, 300, 190), WIDE))
+    assert torch.equal(shape(box, WIDE), area((100, 150, 300, 190), WIDE))
+    assert shape(Region("box", Box(0, 0, 1, 1)), WIDE).all()
+
+
+def test_a_mask_of_other_cells_covers_the_same_part_and_is_never_empty():
+    cells = np.zeros((4, 6), bool)
+    cells[1:3, 2:4] = True
+    mask = shape(Region("mask", Mask.from_array(cells).box, mask=Mask.from_array(cells)), WIDE)
+    assert mask.nonzero().amin(0).tolist() == [200, 50] and mask.nonzero().amax(0).tolist() == [399, 149]
+    fine = np.zeros((500, 500), bool)
+    fine[1, 1] = True
+    assert shape(Region("mask", Mask.from_array(fine).box, mask=Mask.from_array(fine)), (20, 20)).any()
+
+
+# the sampler
+
+
+def test_features_are_read_at_the_transposed_place():
+    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+    read = sampler.transposed(torch.stack((rows, columns)), torch.tensor([[0.875, 0.10]]))
+    assert read.tolist()[0] == pytest.approx([20.125, 2.3], abs=1e-4)  # row from x, column from y
+
+
+@pytest.mark.parametrize("places", [5, 512, 4000])
+def test_as_many_points_are_drawn_as_the_sampler_takes(places):
+    net = RegionSampler(6, 8)
+    picked = net.choose(places).points
+    assert len(picked) == 512 and picked.max() < places
+    assert len(picked.unique()) == min(places, 512)
+    assert torch.equal(picked, net.choose(places).points)
+
+
+def test_centres_are_far_from_each_other_and_neighbours_near():
+    points = torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+    chosen = sampler.farthest(points, 12, 7)
+    assert chosen[0] == 7 and len(chosen.unique()) == 12
+    exact = torch.cdist(points, points)
+    assert all(exact[chosen[:n]].amin(0).argmax() == chosen[n] for n in range(1, 12))
+    near = sampler.nearest(points[chosen], points, 5)
+    assert torch.equal(near.sort().values, exact[chosen].topk(5, largest=False).indices.sort().values)
+
+
+def test_an_empty_mask_and_an_unknown_pooling_are_refused():
+    with pytest.raises(ValueError, match="covers no pixel"):
+        sampler.positions(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="max or mean"):
+        RegionSampler(6, 8, pool="sum")
