@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--fit", metavar="WxH", type=size_of, help="of the picture as the model saw it")
     one.add_argument("--candidates", metavar="FILE.json", type=Path, help="[[x0, y0, x1, y1], ...] in pixels")
     one.add_argument("--list", action="store_true", help="list the dialects instead")
+    one.add_argument("--markdown", action="store_true", help="with --list: as docs/dialects.md, with its comparison")
     one.add_argument("--inspect", action="store_true", help="read it in every scale, frame and order, likeliest first")
 
     one = command("write", commands.write, "the text that a prompt would hold for a place")

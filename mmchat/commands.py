@@ -76,6 +76,11 @@ def tell(answer: Answer, size: tuple[int, int], out: TextIO) -> None:
 
 
 def read(options: argparse.Namespace, out: TextIO) -> int:
+    if options.list and options.markdown:
+        from mmchat import versus  # supervision takes seconds
+
+        print(translate.markdown(), versus.markdown(), sep="\n\n", file=out)
+        return 0
     if options.list:
         print(translate.table(), file=out)
         return 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmchat.dialect import DIALECTS, Json, Marks, Scene, home, inspect, table
+from mmchat.dialect import DIALECTS, Json, Marks, Scene, home, inspect, markdown, table
 from mmchat.export import reading_json
 from mmchat.geometry import Box, Frame, Placement, outline, region_in
 
-__all__ = ["DIALECTS", "dialect_named", "inspect_json", "placement_for", "read_json", "table", "write_text"]
+__all__ = ["DIALECTS", "dialect_named", "inspect_json", "markdown", "placement_for", "read_json", "table", "write_text"]
 
 Size = tuple[int, int]
 LARGEST = 1_000_000  # pixels of one side

@@ -13,7 +13,7 @@ Reading is a pure function of the text so far: it never raises, takes time linea
 prefix is a prefix of what it shows of the whole (words, spans, and the places of a span may only be added to).
 """
 
-from mmchat.dialect.comparison import table
+from mmchat.dialect.comparison import markdown, table
 from mmchat.dialect.evaluation import double_brackets, evaluated_boxes
 from mmchat.dialect.forms import Cells, Form, Index, Scaled, brackets
 from mmchat.dialect.inspection import View, inspect
@@ -45,6 +45,7 @@ __all__ = [
     "evaluated_boxes",
     "home",
     "inspect",
+    "markdown",
     "settle",
     "table",
 ]
