@@ -58,6 +58,7 @@ class Family:
     licence: str = ""
     procedure: Callable[..., Any] | None = None
     types: tuple[str, ...] = ()  # model_type of its config.json, beside the dwarf's
+    speaks: Callable[[Mapping[str, Any]], Any] | None = None  # the template of a config.json, where they differ
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import gc
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class LocalEngine:
         notes: tuple[str, ...] = (),
         context: int | None = None,
     ) -> None:
+        if family.speaks is not None:
+            family = replace(family, template=family.speaks(config))
         self.family, self.config, self.model, self.tokens = family, config, model, tokens
         self.precision, self.notes = precision, notes
         self.context = min(context or model.context, model.context)  # tokens of a talk that are read at most
