@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from mmchat.dialect.spans import Scene
-from mmchat.geometry import Box, Place, Point, Polygon, clipped, outline
+from mmchat.geometry import Box, Mask, Place, Point, Polygon, clipped, outline
 
 LONGEST = 4000  # characters of one mark; a longer one is text, so that a reader never holds back for ever
+UNKNOWN = 448  # cells of a mask where nobody says how large the fitted picture is
 NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)"
 
 
@@ -129,7 +130,7 @@ class Index:
 @dataclass(frozen=True)
 class Segments:
     """Sixteen numbers of a codebook that stand for a mask inside the box before them (PaliGemma). Only the model's own
-    mask decoder can draw it, so the numbers are kept in the report.
+    mask decoder can draw it: where the scene has none (`Scene.masks`), the numbers are kept in the report.
     """
 
     largest: int = 127
@@ -140,6 +141,30 @@ class Segments:
 
     def write(self, place: Place, scene: Scene) -> tuple[str, ...]:
         return ()
+
+    def drawn(self, numbers: Sequence[float], box: Box, scene: Scene) -> Place | None:
+        """The mask on the whole fitted picture, drawn small and stretched over its box (bilinear, as the original)."""
+        if scene.masks is None or not all(0 <= number <= self.largest for number in numbers):
+            return None
+        import numpy as np  # only masks need it; kept off the path of the dialects
+
+        small = np.asarray(scene.masks([int(number) for number in numbers]), dtype=np.float64)
+        columns, rows = (side or UNKNOWN for side in scene.size)
+
+        def sampled(low: float, high: float, cells: int, most: int) -> tuple[Any, Any, Any, Any]:
+            """Which cells of the picture lie in the box, the two rows of the small picture for each, and the blend."""
+            at = (np.arange(cells) + 0.5) / cells
+            inside = np.flatnonzero((at >= low) & (at < high))
+            spot = np.clip((at[inside] - low) / (high - low) * most - 0.5, 0, most - 1)
+            first = np.minimum(spot.astype(np.int64), most - 2)
+            return inside, first, first + 1, spot - first
+
+        across, left, right, x = sampled(box.x0, box.x1, columns, small.shape[1])
+        down, top, bottom, y = sampled(box.y0, box.y1, rows, small.shape[0])
+        halves = small[top] * (1 - y)[:, None] + small[bottom] * y[:, None]
+        canvas = np.zeros((rows, columns), dtype=bool)
+        canvas[np.ix_(down, across)] = halves[:, left] * (1 - x) + halves[:, right] * x > 0
+        return Mask.from_array(canvas)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mmchat.dialect.forms import Form, Index, Scaled, Segments, Times
 from mmchat.dialect.phrases import phrase_before, whole_words
 from mmchat.dialect.spans import Dropped, Grounded, Moment, Scene, Span, settle
-from mmchat.geometry import Place
+from mmchat.geometry import Box, Place
 
 if TYPE_CHECKING:
     from mmchat.dialect.marks import Marks
@@ -42,6 +42,7 @@ class _Reading:
         self.run: list[tuple[float, int, int]] = []
         self.running: Form | None = None
         self.ordinal = 0
+        self.before: _Item | None = None  # the place read last
         self.spans: list[tuple[int, int, list[_Item]]] = []
         self.dropped: list[Dropped] = []
         self.moments: list[Moment] = []
@@ -271,6 +272,7 @@ class _Reading:
             return
         place = self._settled(form, numbers, where)
         item = (place, where, int(numbers[0]) if isinstance(form.code, Index) and place is not None else None)
+        self.before = item
         if self.dialect.label in ("after", "inside"):
             if self.phrase is None or not self.waiting:
                 self._settle_waiting()
@@ -336,6 +338,9 @@ class _Reading:
             self.dropped.append(Dropped(*where, "out of range: no finite number"))
             return None
         place = form.code.read(numbers, self.scene)
+        if isinstance(form.code, Segments) and self.before and isinstance(self.before[0], Box):
+            box, (_, end), _ = self.before
+            place = form.code.drawn(numbers, box, self.scene) if end == where[0] else None
         if place is None:
             reason = f"out of range: {numbers}"
             if isinstance(form.code, Segments):

@@ -6,7 +6,7 @@ Places are in the unit square of the fitted picture until `home` brings them to 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mmchat.geometry import Box, Place, Placement, clipped, outline
@@ -18,12 +18,14 @@ class Scene:
     drew them), the fitted size (width, height).
 
     `groups` names, for the k-th mark of dialects whose marks carry no index, the candidates it stands for; empty: the
-    k-th candidate.
+    k-th candidate. `masks` draws what some models write as numbers of a codebook: rows of a picture of the box before
+    them, in which what is above 0 belongs to the mask.
     """
 
     candidates: tuple[Place, ...] = ()
     size: tuple[int, int] = (0, 0)
     groups: tuple[tuple[int, ...], ...] = ()
+    masks: Callable[[Sequence[int]], Sequence[Sequence[float]]] | None = None
 
 
 @dataclass(frozen=True)

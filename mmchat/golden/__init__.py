@@ -58,7 +58,9 @@ class Case:
 
     @property
     def is_table(self) -> bool:
-        return not self.path.with_suffix(".safetensors").exists()
+        """Texts, or lists found in tensors: no tensor is what comes out."""
+        tensors = self.path.with_suffix(".safetensors").exists()
+        return not tensors or not any(name.startswith("out.") for name in self.tensors)
 
     @property
     def system(self) -> str:

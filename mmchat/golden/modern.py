@@ -10,7 +10,7 @@ from typing import Any
 
 from mmchat.dialect import DIALECTS, Json, Marks, Scaled
 from mmchat.geometry import native
-from mmchat.golden import Case, Line, texts
+from mmchat.golden import Case, Line, modern_heads, texts
 from mmchat.golden.modern_prompts import prompts, tiles
 from mmchat.golden.modern_writes import written
 from mmchat.golden.texts import Entry, Found, Reader, found
@@ -327,4 +327,4 @@ def dialect(case: Case) -> list[Line]:
     return [*texts.read_all(asked, readers), *written(case)]
 
 
-HANDLERS = {"dialect": dialect, "prompts": prompts, "tiling": tiles}
+HANDLERS = {"dialect": dialect, "prompts": prompts, "tiling": tiles, **modern_heads.HANDLERS}
