@@ -226,7 +226,6 @@ class Desk:
             hints += hint
         hints += wrong_numbers(turns, len(drawn))
         sight = self.engine.see(tuple(picture for picture, _ in fits), tuple(regions))
-        scene = Scene(sight.candidates, (frame.side, frame.side))
         waiting = iter(regions)
         turns = [
             replace(
@@ -238,6 +237,7 @@ class Desk:
         ]
 
         def mention(number: int, region: Region) -> tuple[Piece, ...]:
+            scene = Scene(sight.candidates, placements[region.image].fitted)
             return family.mention(number, region, family.dialect, scene)
 
         prompt = family.template.render(turns, mention, ask.task)

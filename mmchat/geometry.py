@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 Pixels = tuple[float, float, float, float]
-Fit = Literal["squash", "pad", "pad_end", "crop"]
+Fit = Literal["squash", "pad", "pad_end", "crop", "native"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 SQUARE_LIMIT = (
@@ -407,6 +407,8 @@ class Frame:
     `squash` ignores the shape (see `squashed`); `pad` centres the picture in a square (offset rounded down) and resizes
     that; `pad_end` puts it at the top left; `crop` brings the short side to `side` and keeps the middle. Steps and
     rounding are those of CLIPImageProcessor and LLaVA's expand2square, on 8-bit values, with PIL's antialiased filters.
+    `native` keeps size and shape as well as `factor` and `area` (least and most pixels) allow, as `native` says; `side`
+    is then that of a usual picture.
     """
 
     side: int
@@ -415,9 +417,13 @@ class Frame:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     resample: Resample = "bicubic"
+    factor: int = 28
+    area: tuple[int, int] = (56 * 56, 28 * 28 * 1280)
 
     def fit(self, image: Image.Image) -> tuple[np.ndarray, Placement]:
-        """An upright RGB picture as float32 [3, side, side], RGB, (value / 255 - mean) / std, and its Placement."""
+        """An upright RGB picture as float32 [3, height, width] (`side` each, but where the way is native), RGB,
+        (value / 255 - mean) / std, and its Placement.
+        """
         import numpy as np  # kept off the path of the dialects
 
         picture, placement = self.fitted(image)
@@ -428,13 +434,15 @@ class Frame:
         return np.stack([levels[:, channel].take(values[..., channel]) for channel in range(3)]), placement
 
     def fitted(self, image: Image.Image) -> tuple[Image.Image, Placement]:
-        """An upright RGB picture as the model's square, still 8-bit, and its Placement."""
+        """An upright RGB picture as the model sees it, still 8-bit, and its Placement."""
         from PIL import Image  # kept off the path of the dialects
 
         placement = self.place(image.size)
         square, filter_ = (self.side, self.side), Image.Resampling[self.resample.upper()]
         if self.way == "squash":
             return squashed(image, self.side, filter_), placement
+        if self.way == "native":
+            return image.resize(placement.fitted, filter_), placement
         if self.way == "crop":
             return self._cropped(image, placement, filter_), placement
         inner, side, left, top = self._square(image.size)
@@ -453,6 +461,8 @@ class Frame:
         fitted = (self.side, self.side)
         if self.way == "squash":
             return Placement(size, fitted, (1.0, 1.0), (0.0, 0.0))
+        if self.way == "native":
+            return Placement(size, native(size, self.factor, *self.area), (1.0, 1.0), (0.0, 0.0))
         if self.way == "crop":
             short = min(size)
             width, height = (int(self.side * length / short) for length in size)

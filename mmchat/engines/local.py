@@ -165,8 +165,9 @@ class LocalEngine:
             return Sight(kept.key, kept.candidates, kept.regions, kept.content, 0, kept.owners)
         runs = int(key not in self._encoded)
         if runs:
-            pixels = torch.from_numpy(np.stack(pictures)).to(self.model.device, self.model.dtype)
-            self._encoded[key] = self.model.encode(pixels)
+            pixels = [torch.from_numpy(picture).to(self.model.device, self.model.dtype) for picture in pictures]
+            alike = len({picture.shape for picture in pixels}) == 1  # else a model that keeps sizes, one by one
+            self._encoded[key] = self.model.encode(torch.stack(pixels) if alike else pixels)
             self.encoder_runs += 1
         self._encoded.move_to_end(key)
         corners = torch.tensor([(box.x0, box.y0, box.x1, box.y1) for box in boxes]).reshape(-1, 4)
@@ -276,7 +277,7 @@ class LocalEngine:
         parts: list[Part] = []
         for one in ids:
             if isinstance(one, Slot) and one not in filled:
-                filled[one] = Filled(one, self._fill(one, seen, tokenize))
+                filled[one] = Filled(one, self._fill(one, seen, tokenize), self.model.beside(one, seen))
             parts.append(filled[one] if isinstance(one, Slot) else one)
         return Talk(prompt, ids), parts
 
@@ -292,7 +293,7 @@ class LocalEngine:
     def _prefix(self, parts: list[Part]) -> tuple[Talk | None, int]:
         """The kept talk that shares most with `parts` from the start, and how many parts."""
         best, most = None, 0
-        for talk in self._talks:
+        for talk in () if self.model.whole else self._talks:
             shared = agreeing(talk.read, parts) if talk.cache is not None else 0
             if shared > most:
                 best, most = talk, shared
@@ -315,7 +316,7 @@ class LocalEngine:
         else:
             talk.cache = copied(known.cache, positions, config)
         inputs = self.inputs(parts[shared:])
-        out = self._run(talk, inputs_embeds=inputs)
+        out = self._run(talk, inputs_embeds=inputs, **self.model.told(parts, shared))
         talk.read = list(parts)
         self._make_room(talk)
         return out.logits[0, -1].float(), inputs.shape[1]
@@ -325,14 +326,14 @@ class LocalEngine:
         """Read one id; logits [V] of the next."""
         ids = torch.tensor([[index]], device=self.model.device)
         try:
-            out = self._run(talk, input_ids=ids)
+            out = self._run(talk, input_ids=ids, **self.model.told([*talk.read, index], len(talk.read)))
         except BaseException:
             talk.forget()  # half a step may be in it
             raise
         talk.read.append(index)
         return out.logits[0, -1].float()
 
-    def _run(self, talk: Talk, **given: torch.Tensor) -> Any:
+    def _run(self, talk: Talk, **given: Any) -> Any:
         """The language model on what is new in a talk; keeps the last state where a head may ask for it."""
         out = self.model.language(
             **given, past_key_values=talk.cache, use_cache=True, logits_to_keep=1, output_hidden_states=bool(self._asks)

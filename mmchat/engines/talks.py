@@ -17,10 +17,11 @@ from mmchat.prompt import Piece, Slot
 
 @dataclass(frozen=True)
 class Filled:
-    """A slot with its vectors [n, C]."""
+    """A slot with its vectors [n, C], and what the model wants to know `beside` them (`Model.beside`)."""
 
     slot: Slot
     vectors: torch.Tensor
+    beside: Any = None
 
 
 Part = int | Filled

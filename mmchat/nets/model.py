@@ -65,6 +65,13 @@ class Located:
     masks: torch.Tensor | None = None
 
 
+class PartLike(Protocol):
+    """What `told` reads of a filled slot: its vectors [n, C] and what `beside` said of it."""
+
+    vectors: torch.Tensor
+    beside: Any
+
+
 class Model(nn.Module):
     """Slots, each with its name in the parameters' names.
 
@@ -74,9 +81,11 @@ class Model(nn.Module):
     own file.
 
     `head_marks`: marks, one token each, at which the head is asked: with the last layer's state that wrote the mark.
+    `whole`: a prompt is read as one, later words changing what earlier ones mean: nothing read of one serves another.
     """
 
     head_marks: tuple[str, ...] = ()
+    whole: bool = False
 
     def __init__(
         self,
@@ -145,6 +154,16 @@ class Model(nn.Module):
     def locate(self, states: torch.Tensor, seen: Seen, picture: int) -> Located:
         """What the head finds on a picture for states [K, C], one a mark. Asked once, when the answer has ended."""
         raise NotImplementedError(f"{type(self).__name__} names head_marks and must say what its head does with them")
+
+    def beside(self, slot: SlotLike, seen: Seen) -> Any:
+        """What `told` must know of a slot beside its vectors."""
+        return None
+
+    def told(self, parts: Sequence[int | PartLike], start: int) -> Mapping[str, Any]:
+        """What the language model is told beside the vectors of `parts[start:]`, of a talk that it read up to there:
+        nothing, unless it counts positions otherwise than one by one.
+        """
+        return {}
 
     def embed(self, ids: torch.Tensor | list[int]) -> torch.Tensor:
         """Token ids [n] -> vectors [n, C]."""
