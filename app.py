@@ -24,7 +24,7 @@ def flags() -> argparse.ArgumentParser:
     # A Space is reached from outside; the Dockerfile says the same by the second variable.
     host = os.environ.get("MMCHAT_HOST") or ("0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1")
     reader.add_argument("--model", metavar="NAME", help="a name of models.toml; the first one where none is given")
-    reader.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "int8", "nf4"])
+    reader.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16", "int8", "nf4"])
     reader.add_argument("--device", metavar="cpu|cuda|auto|disk", help="where the weights are kept")
     reader.add_argument("--context", metavar="N", type=int, help="tokens that a talk may have, where memory is short")
     reader.add_argument("--host", metavar="H", default=host)

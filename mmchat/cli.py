@@ -1,4 +1,4 @@
-"""The command line: python -m mmchat ask | read | write | models | fetch | golden | evaluate | doctor | export.
+"""The command line: python -m mmchat ask | read | write | models | fetch | save | golden | evaluate | doctor | export.
 
 JSON goes to standard output alone, everything else to standard error. Exit status: 0; 2 with one sentence (cause and
 remedy) for what a user can mend; 1 from `golden` where a case fails. torch, gradio and drawing libraries take seconds
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from mmchat import commands
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "nf4")  # those of nets.weights, without its torch
 FORMATS = ("coco", "yolo", "voc", "csv", "label-studio", "json")
 NUMBERED = ("--region", "--box", "--size", "--fit")  # options whose value may begin with a minus
 
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("text", metavar="TEXT", nargs="?", default="", help="may say @1, @2 for the regions")
     one.add_argument("--region", metavar="x0,y0,x1,y1", type=corners, action="append", default=[])
     one.add_argument("--model", metavar="NAME", help="a name of the `models` command, or replay (recorded answers)")
-    one.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|int8|nf4")
+    one.add_argument("--precision", default="auto", metavar="|".join(PRECISIONS))
     one.add_argument("--device", metavar="cpu|cuda|auto|disk", help="auto spreads over GPUs and CPU, disk reads layers")
     one.add_argument("--context", metavar="N", type=whole, help="tokens that the talk may have, where memory is short")
     one.add_argument("--task", metavar="TASK", help="one of the model's ways of asking: find, describe, region ...")
@@ -115,6 +116,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", metavar="NAME")
 
     one = command(
+        "save", commands.save, "a model as a checkpoint of its own, in our names and in the precision asked for"
+    )
+    one.add_argument("name", metavar="NAME")
+    one.add_argument("folder", metavar="FOLDER", type=Path, help="a new one: name it in models.toml to open it")
+    one.add_argument("--precision", default="auto", metavar="|".join(PRECISIONS))
+
+    one = command(
         "golden", commands.golden, "recompute the recorded cases of the original systems; exit status 1 on a FAIL"
     )
     one.add_argument("folder", metavar="FOLDER", type=Path)
@@ -124,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("what", choices=["photos"], metavar="photos")
     one.add_argument("folder", metavar="FOLDER", type=Path, help="with images/ and labels.json")
     one.add_argument("--model", metavar="NAME")
-    one.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|int8|nf4")
+    one.add_argument("--precision", default="auto", metavar="|".join(PRECISIONS))
     one.add_argument("--out", metavar="predictions.json", type=Path, required=True)
     one.add_argument("--limit", metavar="N", type=whole, help="the first N photographs only")
 

@@ -154,6 +154,20 @@ def fetch(options: argparse.Namespace, out: TextIO) -> int:
     return 0
 
 
+def save(options: argparse.Namespace, out: TextIO) -> int:
+    from mmchat import models as known
+    from mmchat.nets import archive, saving
+
+    folder = known.find(options.name).folder
+    if options.folder.exists():  # said before a large model is loaded
+        raise ValueError(f"{options.folder} is there already: name a new folder.")
+    with opened(options.name, options.precision, "cpu") as (desk, _):
+        local = desk.engine
+        words = archive.opened(folder)
+        print(saving.save(local.model, local.config, options.folder, words, local.family.parts), file=out)
+    return 0
+
+
 def golden(options: argparse.Namespace, out: TextIO) -> int:
     from dataclasses import asdict
 

@@ -13,10 +13,12 @@ import sys
 import urllib.request
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dwarfs
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +27,7 @@ from mmchat import golden
 from mmchat.cli import main
 from mmchat.desk import LONGEST
 from mmchat.dialect import DIALECTS, Index
+from mmchat.family import load
 from mmchat.golden import Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -521,3 +524,26 @@ def test_app_ends_with_2_and_says_why(arguments: tuple[str, ...], words: str) ->
     running = app(*arguments)
     out, err = running.communicate(timeout=120)
     assert (running.returncode, out) == (2, "") and words in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4", "int8"])
+def test_a_saved_model_answers_as_the_one_it_was_made_of(run, photo, tmp_path, monkeypatch, precision):
+    family = load("llava")
+    dwarfs.write(replace(family, dwarf={**family.dwarf, "intermediate_size": 128}), tmp_path / "dwarf", shards=2)
+    entries = [
+        f'[[model]]\nname = "{name}"\nfamily = "llava"\nfolder = "{tmp_path / name}"\n' for name in ("dwarf", "one")
+    ]
+    (tmp_path / "models.toml").write_text("\n".join(entries), "utf-8")
+    monkeypatch.setenv("MMCHAT_MODELS", str(tmp_path / "models.toml"))
+    status, out, _ = run("save", "dwarf", tmp_path / "one", "--precision", precision)
+    assert (status, out.strip()) == (0, str(tmp_path / "one"))
+    asked = ("ask", photo, QUESTION, "--json", "--model")
+    plain = ("--precision", "fp32") if precision == "fp32" else ()  # what is quantised tells its precision by itself
+    before, after = run(*asked, "dwarf", "--precision", precision), run(*asked, "one", *plain)
+    assert before[0] == after[0] == 0
+    before, after = json.loads(before[1]), json.loads(after[1])
+    assert after["precision"] == precision and after["raw"] == before["raw"]
+    kept = (tmp_path / "one" / "model.safetensors").read_bytes()
+    refused(run("save", "dwarf", tmp_path / "one"), "is there already: name a new folder")
+    refused(run("save", "nobody", tmp_path / "two"), "There is no model 'nobody'")
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == kept and not (tmp_path / "two").exists()
