@@ -267,13 +267,13 @@ FAMILY = Family(
         "mm_hidden_size": 32, "mm_vision_select_layer": -2,
         "vision_config": {
             "hidden_size": 32, "intermediate_size": 48,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56,
             "patch_size": 14, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
         },
         "grounding_config": {
-            "image_size": 128, "width": 32, "heads": 4, "inner": 48, "encoder_layers": 1, "decoder_layers": 2,
+            "image_size": 128, "width": 32, "heads": 4, "inner": 48, "encoder_layers": 1, "decoder_layers": 3,
             "mask_width": 16, "queries": 12,
-            "tower": {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4},
+            "tower": {"embed_dim": 8, "depths": [2, 2, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4},
         },
     },
 )  # fmt: skip
