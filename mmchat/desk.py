@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mmchat.dialect import Dropped, Scene, Span, confidence, home, inspect
-from mmchat.family import Engine, Limits, Said, Sight, Trace
+from mmchat.family import Engine, Limits, Picture, Said, Sight, Trace
 from mmchat.geometry import Place, Placement, Region, clipped, outline
 from mmchat.prompt import Piece, Slot, Turn
 
@@ -44,7 +44,7 @@ class Answer:
     """An answer so far. Places are in the unit square of the upright original.
 
     `scores[i][j]` is the confidence of `spans[i].places[j]` or None. `raw` is what the model wrote and becomes the next
-    assistant turn. `notes` are (name, value): encoder_runs, prefilled_tokens, new_tokens, waiting (how many are ahead),
+    assistant turn. `pictures` are files of the user's that the model answers with. `notes` are (name, value): encoder_runs, prefilled_tokens, new_tokens, waiting (how many are ahead),
     hint (a sentence; there may be several).
     """
 
@@ -55,6 +55,7 @@ class Answer:
     dropped: tuple[Dropped, ...] = ()
     done: bool = False
     notes: tuple[tuple[str, object], ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,10 +252,13 @@ class Desk:
         grounded = home(self.engine.family.dialect.read(said.text, scene, said.done), ready.placement)
         scores = tuple(confidence(span, said.pieces) for span in grounded.spans)
         counters = {"encoder_runs": ready.sight.encoder_runs, **said.counters}
-        notes: list[tuple[str, object]] = [*counters.items(), *(("hint", hint) for hint in ready.hints)]
+        hints = (*ready.hints, *said.notes)
+        notes: list[tuple[str, object]] = [*counters.items(), *(("hint", hint) for hint in hints)]
         if said.done and said.counters.get("new_tokens", 0) >= limits.new_tokens:
             notes.append(("hint", f"The answer was cut off after {limits.new_tokens} tokens: raise the limit."))
-        return Answer(grounded.text, said.text, grounded.spans, scores, grounded.dropped, said.done, tuple(notes))
+        return Answer(
+            grounded.text, said.text, grounded.spans, scores, grounded.dropped, said.done, tuple(notes), said.pictures
+        )
 
 
 def _alike(one: tuple[tuple[Place, ...], ...], other: tuple[tuple[Place, ...], ...]) -> bool:

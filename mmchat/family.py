@@ -58,6 +58,8 @@ class Family:
     licence: str = ""
     procedure: Callable[..., Any] | None = None
     types: tuple[str, ...] = ()  # model_type of its config.json, beside the dwarf's
+    marks: tuple[str, ...] = ()  # tokens that it adds behind its tokenizer's own, in this order
+    retrieves: str = ""  # the mark at which it searches pictures of the user's: see nets.retrieval
     speaks: Callable[[Mapping[str, Any]], Any] | None = None  # the template of a config.json, where they differ
 
 
@@ -89,11 +91,21 @@ class Sight:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of the user's that a model answers with: where in its text, which file, how well it fits."""
+
+    at: int
+    path: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Said:
     """The text so far. `pieces`: (start, end, probability) of each token in it.
 
     `candidates` replaces the sight's where a head gave them, boxes and masks; `groups` names those of the k-th mark.
-    `counters`: prefilled_tokens, new_tokens.
+    `counters`: prefilled_tokens, new_tokens. `pictures`: what a family that searches pictures answers with, when done;
+    `notes`: sentences that a user should read with this answer.
     """
 
     text: str
@@ -102,6 +114,8 @@ class Said:
     done: bool = False
     counters: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[tuple[int, ...], ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

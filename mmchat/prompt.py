@@ -75,6 +75,7 @@ class Template:
     tokenized each for itself. `typed`: whether the user's words stand in slots of their own, where `</s>` or `<r3>` is
     tokenized as letters: for models whose marks are tokens and may be written by pattern, mention and the model's
     answers alone.
+    `late_start`: whether the ids that begin a prompt stand before its first text, behind pictures that come before it.
     `leaning`: for models that were trained on short talks, a regular expression of the questions that lean on what was
     said before: these are shown with the exchange that they lean on, all others alone, with the pictures.
     """
@@ -90,6 +91,7 @@ class Template:
     dummy_space: bool = True
     cuts: tuple[str, ...] = ()
     typed: bool = False
+    late_start: bool = False
     leaning: str | None = None
 
     def task(self, name: str) -> Task:

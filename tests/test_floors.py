@@ -20,7 +20,7 @@ FLOORS = {
                  "geometry", "family", "nets", "selfcheck", "versus"},
     "ui": {"desk", "paint", "export", "geometry"},
     "evaluate": {"desk", "geometry"},
-    "golden": {"family", "families", "nets", "msda", "prompt", "dialect", "geometry", "layout", "templates"},
+    "golden": {"engines", "family", "families", "nets", "msda", "prompt", "dialect", "geometry", "layout", "templates"},
     "doctor": {"family", "models", "nets", "msda"},
     "desk": {"family", "prompt", "dialect", "geometry", "paint"},
     "engines": {"family", "models", "prompt", "nets", "dialect", "geometry"},

@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from mmchat import family, models
+from mmchat.engines.searching import Searching
 from mmchat.engines.talks import (
     Filled,
     Part,
@@ -29,8 +30,8 @@ from mmchat.engines.talks import (
     size,
     written,
 )  # fmt: skip
-from mmchat.engines.tokens import Growing, Tokens
-from mmchat.family import Family, Limits, Said, Sight, Trace
+from mmchat.engines.tokens import Growing, Tokens, tokenizer_folder
+from mmchat.family import Family, Limits, Picture, Said, Sight, Trace
 from mmchat.geometry import Box, Mask, Place, Region, outline
 from mmchat.nets import archive, plan, trace, weights
 from mmchat.nets.model import Encoded, Model, Seen
@@ -69,6 +70,7 @@ class LocalEngine:
         marks = {mark: tokens.token(mark) for mark in family.template.stop}
         self._ends = tokens.ends | {index for index in marks.values() if index is not None}
         self._stops = tuple(mark for mark, index in marks.items() if index is None)
+        self.searching: Searching | None = None  # for families that answer with pictures of the user's
         self._asks = frozenset(tokens.token(mark) for mark in model.head_marks) - {None}
 
     @staticmethod
@@ -94,7 +96,8 @@ class LocalEngine:
         check_family(config, family, folder)
         precision = config.get("quantised", precision) if precision == "auto" else precision
         sources = weights.sources(folder, config, family.parts)
-        tokens = Tokens.read(folder, config)
+        language = [one.path for one in sources if one.part is not None and one.part.holds == "language."]
+        tokens = Tokens.read(tokenizer_folder(folder, *language), config, family.marks)
         try:
             with weights.without_memory():
                 model = family.build(config)
@@ -124,7 +127,10 @@ class LocalEngine:
             family.parts,
             progress,
         )
-        return LocalEngine(family, config, model, tokens, name, notes, context)
+        engine = LocalEngine(family, config, model, tokens, name, notes, context)
+        if family.retrieves:
+            engine.searching = Searching(family, config, model, tokens, folder)
+        return engine
 
     @staticmethod
     def named(name: str | None = None, precision: str = "auto", device: str | None = None, **more: Any) -> LocalEngine:
@@ -197,6 +203,11 @@ class LocalEngine:
                 f"The talk has {length} tokens and the model reads at most {self.context}: "
                 "shorten the question or start a new talk."
             )
+        if self.searching is not None and parts[-1] == self.searching.mark:  # there is nothing to say but a picture
+            pictures, notes = self.searching.found(self.inputs(parts), [(length - 1, 0)])
+            counters = {"prefilled_tokens": length, "new_tokens": 0}
+            yield Said("", done=True, counters=counters, pictures=pictures, notes=notes)
+            return
         known, shared = self._prefix(parts) if limits.cache else (None, 0)
         self._remember(talk)
         choose, growing = chooser(limits), Growing(self.tokens)
@@ -217,12 +228,25 @@ class LocalEngine:
                 talk.text, talk.answer, talk.pieces = text, growing.ids[: len(pieces)], pieces
                 candidates, groups = self._located(prompt, sight.content, asked if done else [])
                 counters = {"prefilled_tokens": fed, "new_tokens": made}
-                yield Said(text, tuple(pieces), candidates, done, counters, groups)
+                pictures, notes = self._retrieved(talk, parts) if done else ((), ())
+                yield Said(text, tuple(pieces), candidates, done, counters, groups, pictures, notes)
                 if not done:
                     logits = self._step(talk, index)
         finally:
             if not limits.cache:
                 talk.forget()
+
+    def _retrieved(self, talk: Talk, parts: list[Part]) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+        """Pictures of the user's for the marks of a finished answer, and sentences where there are none."""
+        if self.searching is None:
+            return (), ()
+        length = sum(size(part) for part in parts)
+        marks = [
+            (length + number, start)
+            for number, (index, (start, _, _)) in enumerate(zip(talk.answer, talk.pieces, strict=True))
+            if index == self.searching.mark
+        ]
+        return self.searching.found(self.inputs([*parts, *talk.answer]), marks) if marks else ((), ())
 
     @torch.inference_mode()
     def _located(
@@ -263,9 +287,13 @@ class LocalEngine:
             used, length = written(best, rest)
             ids += best.answer[:used]
             ids += self._ids(rest[length:], dummy_space=False)
+            begun = True
         else:
-            ids += self.tokens.start
+            begun = not self.family.template.late_start
+            ids += self.tokens.start if begun else ()
         for number, piece in enumerate(prompt[start:], start):
+            if not begun and (not isinstance(piece, Slot) or piece.kind == "typed"):
+                ids, begun = [*ids, *self.tokens.start], True
             if not isinstance(piece, Slot):
                 ids += self._ids(piece, dummy or number == 0)
             elif piece.kind == "typed":

@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mmchat.engines import sentencepiece
 from mmchat.engines.sentencepiece import BLANK
 
 HALF = "\ufffd"  # what a decoder writes for bytes that are not yet a character
+PAIRS = ("vocab.json", "merges.txt")  # GPT-2's kind of tokenizer, where there is no other file
 LONGEST = 8  # ids held back at most: a character takes four bytes, more are no character
 LOOK_BACK = 6  # tokens decoded again with each new one: decoders treat the first token of a text differently
 
@@ -69,8 +70,8 @@ class Tokens:
         return self.tokenizer.token_to_id(mark)
 
     @staticmethod
-    def read(folder: Path, config: Mapping[str, Any]) -> Tokens:
-        """The tokenizer of a checkpoint's folder. ValueError where there is none."""
+    def read(folder: Path, config: Mapping[str, Any], marks: Sequence[str] = ()) -> Tokens:
+        """The tokenizer of a checkpoint's folder, `marks` as tokens behind its own. ValueError where there is none."""
         folder = Path(folder)
         names = {name: _json(folder / name) for name in ("tokenizer_config.json", "generation_config.json")}
         settings, blank = names["tokenizer_config.json"], False
@@ -85,10 +86,14 @@ class Tokens:
                 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             except Exception as error:  # noqa: BLE001 -- the library raises nothing narrower
                 raise ValueError(f"{folder / 'tokenizer.json'} is damaged ({error}): download it again.") from None
+        elif all((folder / name).is_file() for name in PAIRS):
+            settings = _json(folder / "special_tokens_map.json") | settings
+            tokenizer = byte_pairs(*(folder / name for name in PAIRS), settings)
         else:
             raise ValueError(f"There is no tokenizer.json or tokenizer.model in {folder}: complete the download.")
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
         bos = _id(tokenizer, settings.get("bos_token"), config.get("bos_token_id"))
         start = [bos] if bos is not None else []
         if "add_bos_token" not in settings:
@@ -128,6 +133,29 @@ class Growing:
         self._held.clear()
         self.shown = len(self.ids)
         return self.text
+
+
+def tokenizer_folder(*folders: Path) -> Path:
+    """The first of the folders that holds a tokenizer, else the first."""
+    for folder in folders:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            return folder
+    return folders[0]
+
+
+def byte_pairs(vocabulary: Path, merges: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """GPT-2's kind of tokenizer from its two files; the marks that `settings` name are tokens whatever stands there."""
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    except Exception as error:  # noqa: BLE001 -- the library raises nothing narrower
+        raise ValueError(f"{vocabulary} or {merges} is damaged ({error}): download them again.") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
+    tokenizer.decoder = decoders.ByteLevel()
+    named = (settings.get(key) for key in ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token"))
+    texts = [one.get("content") if isinstance(one, Mapping) else one for one in named]
+    marks = dict.fromkeys(text for text in texts if isinstance(text, str))
+    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return tokenizer
 
 
 def _id(tokenizer: Tokenizer, named: Any, otherwise: int | None) -> int | None:

@@ -79,7 +79,7 @@ def read_config(folder: Path, parts: Sequence[Part] = ()) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}: put the checkpoint there or name another one.")
-    path, base = folder / "config.json", None
+    path, base = config_file(folder), None
     if (folder / "adapter_config.json").is_file():
         base = find(folder, read_json(folder / "adapter_config.json"), ADAPTED)
     if not path.is_file() and base is not None:
@@ -92,6 +92,12 @@ def read_config(folder: Path, parts: Sequence[Part] = ()) -> dict[str, Any]:
         if part.config and part.config not in config and beside is not None and (beside / "config.json").is_file():
             config[part.config] = read_json(beside / "config.json")
     return config
+
+
+def config_file(folder: Path) -> Path:
+    """Where a checkpoint says what it is; some training scripts call it model_args.json."""
+    path, other = folder / "config.json", folder / "model_args.json"
+    return path if path.is_file() or not other.is_file() else other
 
 
 def tower_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:

@@ -68,13 +68,15 @@ class Fold:
     """A function from tensors by our names to what takes their place, and which ones it needs: patterns of our names.
 
     All else goes past it, one by one. A function without this (`Family.fold` may be one) is given all tensors at once.
+    `sized`: `join` is also told the shape of every parameter of the model, by name.
     """
 
     takes: tuple[str, ...]
-    join: Callable[[State], State]
+    join: Callable[..., State]
+    sized: bool = False
 
-    def __call__(self, state: State) -> State:
-        return self.join(state)
+    def __call__(self, state: State, shapes: Mapping[str, tuple[int, ...]] | None = None) -> State:
+        return self.join(state, shapes or {}) if self.sized else self.join(state)
 
 
 class _NoParameters(TorchFunctionMode):
@@ -134,7 +136,7 @@ def load(
         target.place(places, offload)
         total, done = sum(item.size for item in known), 0
         if fold is not None:
-            for name, tensor in _joined(fold, folded, found).items():
+            for name, tensor in _joined(fold, folded, found, target.shapes).items():
                 target.put(name, tensor)
             done = sum(item.size for item in folded)
             target.expect(rest, complete=True)
@@ -216,9 +218,12 @@ def _split(known: Sequence[Item], fold: Callable[[State], State] | None) -> tupl
     return taken, [item for item in known if item not in taken]
 
 
-def _joined(fold: Callable[[State], State], folded: Sequence[Item], found: Sequence[Source]) -> State:
+def _joined(
+    fold: Callable[..., State], folded: Sequence[Item], found: Sequence[Source], shapes: Mapping[str, tuple[int, ...]]
+) -> State:
     try:
-        return fold({item.name: item.read() for item in folded})
+        state = {item.name: item.read() for item in folded}
+        return fold(state, shapes) if isinstance(fold, Fold) else fold(state)
     except (KeyError, IndexError, RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(
             f"The tensors in {found[0].path} that are joined for this family do not go together "
