@@ -153,6 +153,19 @@ TEMPLATES |= {
     ),
     "ferret_v1": _vicuna(_FERRET),
     "ferret_first": _vicuna(_FERRET_FIRST),
+    "ferret_vicuna_v1": _vicuna(_FERRET.rstrip()),  # Ferret-UI's three
+    "ferret_llama_3": Template(
+        "<|begin_of_text|>" + _HEADED.format("system", _FERRET.rstrip()),
+        _HEADED.format("user", "{text}"),
+        _HEADED.format("assistant", "{text}"),
+        stop=("<|eot_id|>",),
+    ),
+    "ferret_gemma_instruct": Template(
+        _FERRET.rstrip(),
+        "<start_of_turn>user\n{text}<end_of_turn>\n",
+        "<start_of_turn>model\n{text}<end_of_turn>\n<eos>",
+        stop=("<end_of_turn>", "<eos>"),
+    ),
     "llava_grounding": replace(_vicuna(_POLITE.format(who="user")), assistant="ASSISTANT: {text}"),  # </s> is taken out
     "shikra": replace(_vicuna(_POLITE.format(who="user")), image="<im_start>{image}<im_end> {text}"),
     "minigpt_v2": _INST,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dwarfs
 import keylists
@@ -15,9 +18,10 @@ from PIL import Image
 from mmchat.desk import Ask, Desk, Limits
 from mmchat.dialect import Scene
 from mmchat.engines.local import LocalEngine
-from mmchat.families.ferret import FAMILY, area, shape
+from mmchat.families.ferret import FAMILY, area, shape, speaks
 from mmchat.geometry import Box, Mask, Point, Region, region
 from mmchat.nets import sampler, weights
+from mmchat.nets.model import as_map
 from mmchat.nets.sampler import RegionSampler
 from mmchat.prompt import Slot, Turn
 
@@ -215,3 +219,130 @@ def test_an_empty_mask_and_an_unknown_pooling_are_refused():
         sampler.positions(torch.zeros(3, 4))
     with pytest.raises(ValueError, match="max or mean"):
         RegionSampler(6, 8, pool="sum")
+
+
+# the relatives: tiles, Llama 3 and Gemma (Ferret-UI), DINOv2 over the tiles (v2)
+
+TILED = {
+    "model_type": "ferret_llama", "image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial",
+    "mm_projector_type": "mlp2x_gelu", "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]],
+}  # fmt: skip
+GEMMA = TILED | {"model_type": "ferret_gemma", "head_dim": 16, "tie_word_embeddings": True}
+SECOND = {
+    "model_type": "ferret_v2", "image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial",
+    "mm_projector_type": "mlp2x_gelu", "local_side": 84,
+    "local_vision_config": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 84,
+        "patch_size": 14,
+    },
+}  # fmt: skip
+RELATIVES = {"tiles": TILED, "gemma": GEMMA, "v2": SECOND}
+
+
+def relative(config: Mapping[str, Any], folder: Path) -> Desk:
+    """The dwarf of a relative, opened by the road of every checkpoint."""
+    kin = replace(FAMILY, dwarf={**FAMILY.dwarf, **config})
+    return Desk(LocalEngine.open(dwarfs.write(kin, folder / "dwarf"), FAMILY, "fp32", "cpu"))
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_a_relative_answers_about_every_kind_of_region(name, tmp_path, wide):
+    desk = relative(RELATIVES[name], tmp_path)
+    drawn = (
+        region({"kind": "box", "box": [0.2, 0.1, 0.7, 0.8]}),
+        region({"kind": "point", "points": [[0.5, 0.5]]}),
+        region({"kind": "scribble", "points": [[0.2, 0.1], [0.7, 0.8]]}),
+    )
+    ask = Ask((wide,), (Turn("user", "Compare @1, @2 and @3.", drawn),), limits=Limits(new_tokens=4))
+    answer = list(desk.answer(ask))[-1]
+    assert answer.done and dict(answer.notes)["new_tokens"] > 0
+    made = desk._prepare(ask).sight.content.regions
+    assert made.shape == (3, 64) and (made[0] - made[1]).abs().max() > 1e-3
+    trace, _, _ = desk.trace(ask, answer, "feature norm")
+    assert trace.map.shape[1] > trace.map.shape[0]  # the map of a wide picture is wide
+    desk.close()
+
+
+def test_tiles_are_read_as_one_map_and_regions_from_the_sum(tmp_path, wide):
+    desk = relative(TILED, tmp_path)
+    model, frame_ = desk.engine.model, FAMILY.frame(desk.engine.config)
+    views, placement = frame_.fit(wide)
+    assert views.shape == (3, 56 + 56, 112) and placement.fitted == (56, 56)
+    with torch.inference_mode():
+        encoded = model.encode(torch.from_numpy(views)[None])
+        whole = torch.from_numpy(views[None, :, :56, :56].copy())
+        left, right = (torch.from_numpy(views[None, :, 56:, x : x + 56].copy()) for x in (0, 56))
+        maps = [as_map(model.vision(one)[-1])[0] for one in (whole, left, right)]
+        vectors = [model.bridge(model.vision(one))[0] for one in (whole, left, right)]
+    level = encoded.levels["vision"][0]
+    assert level.shape == (32, 4, 8)
+    for row in range(4):
+        for column in range(8):
+            fine = maps[1 + column // 4][:, row, column % 4]
+            assert torch.allclose(level[:, row, column], maps[0][:, row, column // 2] + fine, atol=1e-5)
+    rows = [torch.cat((vectors[1][4 * row : 4 * row + 4], vectors[2][4 * row : 4 * row + 4])) for row in range(4)]
+    assert torch.allclose(encoded.vectors[0], torch.cat((vectors[0], *rows)), atol=1e-5)
+    desk.close()
+
+
+def test_the_tiles_hold_the_stretched_picture(wide):
+    views, _ = FAMILY.frame({**FAMILY.dwarf, **TILED}).fit(wide)
+    plain = FAMILY.frame(FAMILY.dwarf)
+    stretched = wide.resize((112, 56))
+    for left in (0, 56):
+        expected, _ = plain.fit(stretched.crop((left, 0, left + 56, 56)))
+        assert np.array_equal(views[:, 56:, left : left + 56], expected)
+    assert np.array_equal(views[:, :56, :56], plain.fit(wide)[0]) and not views[:, :56, 56:].any()
+
+
+def test_gemma_reads_vectors_as_large_as_its_words(tmp_path, wide):
+    desk = relative(GEMMA, tmp_path)
+    model = desk.engine.model
+    views, _ = FAMILY.frame(desk.engine.config).fit(wide)
+    with torch.inference_mode():
+        seen = model.see(torch.from_numpy(views)[None], torch.tensor([[0.1, 0.1, 0.8, 0.8]]))
+        vectors, level = model.viewed(torch.from_numpy(views))
+        alone = model.regions(level, area((5, 5, 44, 44), (56, 56)))
+    assert torch.allclose(seen.images[0], vectors * 8, atol=1e-5)  # the root of 64
+    assert torch.allclose(seen.regions[0], alone * 8, atol=1e-4)
+    table = model.language.get_input_embeddings()
+    assert torch.allclose(model.embed([5])[0], table.weight[5] * 8)
+    desk.close()
+
+
+def test_v2_looks_at_larger_tiles_with_another_tower(tmp_path, wide):
+    desk = relative(SECOND, tmp_path)
+    views, _ = FAMILY.frame(desk.engine.config).fit(wide)
+    assert views.shape == (3, 56 + 84, 3 * 84)  # 3 x 1 tiles
+    with torch.inference_mode():
+        vectors, level = desk.engine.model.viewed(torch.from_numpy(views))
+    assert len(vectors) == 16 + 3 * 36 and level.shape == (32, 6, 18)
+    desk.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "begins", "asks"),
+    [
+        ({}, "A chat between a human and an AI that understands visuals.", " Tell me the coordinates in response."),
+        (SECOND, "A chat between", "\nInclude the coordinates for each mentioned object."),
+        (TILED, "A chat between", "\nProvide the bounding boxes of the mentioned objects."),
+        (TILED | {"vocab_size": 128_257}, "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nA chat", ""),
+        (GEMMA, "A chat between", "<end_of_turn>\n<start_of_turn>model\n"),
+    ],
+)
+def test_each_is_spoken_to_in_its_own_form(config, begins, asks):
+    template = speaks({**FAMILY.dwarf, **config})
+    pieces = template.render((Turn("user", "Who?", images=(0,)),), lambda number, drawn: (), "shown")
+    assert pieces[0].startswith(begins) and asks in pieces[-1] and isinstance(pieces[1], Slot)
+
+
+def test_what_cannot_be_read_is_refused(tmp_path, wide):
+    with pytest.raises(ValueError, match="image_grid_pinpoints"):
+        FAMILY.frame({**FAMILY.dwarf, **TILED, "image_grid_pinpoints": [[60, 112]]})
+    with pytest.raises(ValueError, match="flat and spatial"):
+        FAMILY.build({**FAMILY.dwarf, **TILED, "mm_patch_merge_type": "spatial_unpad"})
+    desk = relative(TILED, tmp_path)
+    ask = Ask((wide, wide), (Turn("user", "Which?"),), limits=Limits(new_tokens=1))
+    with pytest.raises(ValueError, match="one picture"):
+        list(desk.answer(ask))
+    desk.close()

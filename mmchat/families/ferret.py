@@ -3,41 +3,82 @@
 You et al. 2023, arXiv 2310.07704, github.com/apple/ml-ferret. Published as what must be added to Vicuna 1.3
 (ferret-7b-delta, ferret-13b-delta); CLIP's tower in a folder of its own. A region goes in twice: as numbers, and as the
 vector that the sampler makes of CLIP's map, which is read at the transposed place as the weights were trained to.
+
+Two relatives differ by their config.json. Ferret-UI (the same repository; Vicuna, Llama 3 or Gemma speaks) also looks
+at tiles of the picture stretched to the best of a few shapes, and regions are read from the sum of both maps. Ferret-v2
+(arXiv 2404.07973) looks at the tiles with DINOv2 behind a projector of its own; its code and weights are not public.
+
+Not verified: no numbers of Ferret-UI's tiles are recorded, they follow its code; of v2 there is the paper's description
+alone, and the entries `local_vision_config`, `local_side` and the names under `vision.local` are ours.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.geometry import Frame, Placement, Region
 from mmchat.layout import DROP, KEYS, tower, tower_sizes
+from mmchat.nets import tiles
 from mmchat.nets.bridges import LastLevel, projector
-from mmchat.nets.language import llama
-from mmchat.nets.model import Encoded, Model, Seen
+from mmchat.nets.language import gemma, llama
+from mmchat.nets.model import Encoded, Model, Seen, as_map
 from mmchat.nets.sampler import RegionSampler
 from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
 from mmchat.nets.weights import Part
 from mmchat.prompt import Piece, Slot, Task, Template
 from mmchat.templates import TEMPLATES
 
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
 Size = tuple[int, int]
 WINDOW = 5  # pixels on each side of a point that belong to it
 STROKE = 2 * WINDOW + 1  # width of a drawn line in pixels: the original takes what its brush has painted
 
-SHOWN = "Tell me the coordinates in response."
-TASKS = (
-    Task("free", "Ask freely"),
-    Task("shown", "Ask, and see where", f"{{text}} {SHOWN}"),
-    Task("describe", "Describe the picture with places", f"Describe this image in detail. {SHOWN}", needs=""),
-    Task("find", "Find what I name", "What is the location of {text} in the image?"),
-    Task("several", "Find several things", "What are the locations of {text}?"),
-    Task("region", "Name my region", "What is the class of object {text}?", needs="region"),
-)
+# What DINOv2 was trained with, and the shapes in tiles that v2's paper lists (across, down), with their transposes.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SHAPES = ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 2), (2, 3))
+
+
+def tasks(shown: str) -> tuple[Task, ...]:
+    """Ways of asking; `shown` is added where places are wanted."""
+    return (
+        Task("free", "Ask freely"),
+        Task("shown", "Ask, and see where", f"{{text}}{shown}"),
+        Task("describe", "Describe the picture with places", f"Describe this image in detail.{shown}", needs=""),
+        Task("find", "Find what I name", "What is the location of {text} in the image?"),
+        Task("several", "Find several things", "What are the locations of {text}?"),
+        Task("region", "Name my region", "What is the class of object {text}?", needs="region"),
+    )
+
+
+TASKS = tasks(" Tell me the coordinates in response.")
+
+
+class Local(nn.Module):
+    """v2's second tower: DINOv2 over tiles, without its class token, and the projector of its vectors."""
+
+    def __init__(self, config: Mapping[str, Any], language_width: int) -> None:
+        from transformers import Dinov2Config, Dinov2Model
+
+        super().__init__()
+        self.tower = Dinov2Model(Dinov2Config(**config))
+        self.projector = nn.Sequential(*projector("mlp2x_gelu", config["hidden_size"], language_width))
+
+    def forward(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """views [n, 3, side, side] -> features [n, T, c] and the language model's vectors [n, T, C]."""
+        level = self.tower(views).last_hidden_state[:, 1:]
+        return level, self.projector(level)
 
 
 class Ferret(Model):
@@ -49,7 +90,50 @@ class Ferret(Model):
         width, language_width = config["mm_hidden_size"], config["hidden_size"]
         bridge = LastLevel(*projector(config.get("mm_projector_type", "linear"), width, language_width))
         regions = RegionSampler(width, language_width, pool=config.get("sampler_pooler_mode", "max"))
-        super().__init__(llama(config), tower(config), bridge, regions)
+        speaker = gemma(config) if config.get("model_type") == "ferret_gemma" else llama(config)
+        super().__init__(speaker, tower(config), bridge, regions)
+        self.tile, self.merge = tile(config), config.get("mm_patch_merge_type", "flat")
+        if self.tile and self.merge not in ("flat", "spatial"):
+            raise ValueError(f"mm_patch_merge_type is {self.merge!r} in config.json: Ferret knows flat and spatial")
+        # Gemma's table of words gives larger vectors than it holds: whatever else it reads must be as large.
+        self.scale = math.sqrt(language_width) if config.get("model_type") == "ferret_gemma" else 1.0
+        if config.get("local_vision_config"):
+            self.vision.local = Local(config["local_vision_config"], language_width)
+
+    def encode(self, pixels: torch.Tensor) -> Encoded:
+        """pixels [B, 3, side, side]; with tiles one picture as `Views` lays it out. ValueError for several of those."""
+        if not self.tile:
+            encoded = super().encode(pixels)
+            return replace(encoded, vectors=encoded.vectors * self.scale)
+        if len(pixels) != 1:
+            raise ValueError(f"Ferret with tiles sees one picture, not {len(pixels)}: start a new talk for another.")
+        vectors, level = self.viewed(pixels[0])
+        return Encoded(vectors[None] * self.scale, {"vision": level[None]})
+
+    def viewed(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A picture as `Views` lays it out -> vectors [T, C] and the map [c, h, w] that regions are read from.
+
+        The whole picture's vectors come first. "spatial": then the tiles' as one map, row by row; regions are read from
+        that map plus the whole picture's, each of its cells over several. "flat": tile by tile, and regions are read
+        from the whole picture's map alone.
+        """
+        side = self.vision.side
+        level = self.vision(views[None, :, :side, :side])[-1]
+        whole, vectors = as_map(level)[0], self.bridge((level,))[0]
+        down, across = (views.shape[1] - side) // self.tile, views.shape[2] // self.tile
+        if not down:
+            return vectors, whole
+        cut = views[:, side:].reshape(3, down, self.tile, across, self.tile).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        if hasattr(self.vision, "local"):
+            levels, more = self.vision.local(cut)
+        else:
+            levels = self.vision(cut)[-1]
+            more = self.bridge((levels,))
+        if self.merge == "flat":
+            return torch.cat((vectors, more.flatten(0, 1))), whole
+        fine, more = joined(levels, (across, down)), joined(more, (across, down))
+        stretched = F.interpolate(whole[None].float(), fine.shape[1:])[0].to(fine.dtype)
+        return torch.cat((vectors, more.flatten(1).T)), stretched + fine
 
     def gather(self, encoded: Encoded, boxes: torch.Tensor | None = None, owners: torch.Tensor | None = None) -> Seen:
         """Boxes as if drawn on the fitted picture."""
@@ -70,8 +154,50 @@ class Ferret(Model):
     ) -> Seen:
         levels = encoded.levels["vision"]
         vectors = [self.regions(levels[owner], mask) for owner, mask in zip(owners.tolist(), masks, strict=True)]
-        made = torch.stack(vectors) if vectors else None
+        made = torch.stack(vectors) * self.scale if vectors else None
         return Seen(tuple(encoded.vectors), boxes, owners, made, encoded.levels, encoded.kept)
+
+
+def joined(tiled: torch.Tensor, shape_: Size) -> torch.Tensor:
+    """Tiles' tokens [n, T, c], row by row of `shape_` (across, down), as one map [c, rows, columns]."""
+    across, down = shape_
+    maps = as_map(tiled).unflatten(0, (down, across))
+    return maps.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+
+
+def tile(config: Mapping[str, Any]) -> int:
+    """The side of a tile in pixels; 0 where the checkpoint looks at the whole picture alone."""
+    if config.get("image_aspect_ratio") != "anyres":
+        return 0
+    return int(config.get("local_side") or tower_sizes(config)["image_size"])
+
+
+@dataclass(frozen=True)
+class Views(Frame):
+    """The whole picture squashed, and beneath it the picture stretched to the best of the `offered` sizes, which are
+    whole numbers of tiles. Places are relative to the picture's own width and height, so they lie in both alike.
+    """
+
+    offered: tuple[Size, ...] = ()
+    tile: int = 0
+    tile_mean: tuple[float, float, float] = CLIP_MEAN
+    tile_std: tuple[float, float, float] = CLIP_STD
+
+    def fit(self, image: Image.Image) -> tuple[np.ndarray, Placement]:
+        """float32 [3, side + height, width]; beside a whole picture that is narrower stands nothing."""
+        import numpy as np
+
+        whole, placement = super().fit(image)
+        width, height = tiles.best_resolution(image.size, self.offered)
+        out = np.zeros((3, self.side + height, max(self.side, width)), np.float32)
+        out[:, : self.side, : self.side] = whole
+        stretched = image.resize((width, height))
+        each = Frame(self.tile, "squash", mean=self.tile_mean, std=self.tile_std)
+        for top in range(0, height, self.tile):
+            for left in range(0, width, self.tile):
+                cut = stretched.crop((left, top, left + self.tile, top + self.tile))
+                out[:, self.side + top :, left:][:, : self.tile, : self.tile] = each.fit(cut)[0]
+        return out, placement
 
 
 def area(corners: Sequence[int], size: Size) -> torch.Tensor:
@@ -131,41 +257,75 @@ def painted_on(region: Region, size: Size) -> torch.Tensor:
 
 
 class Tight(Template):
-    """What stands behind a region's vector begins without blanks: the tokenizer that the model was trained with takes
-    them away around a mark that was added to it.
-    """
+    """No blanks beside a region's vector: Vicuna's old tokenizer takes them away around a mark that was added to it."""
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
-        pieces = super().lay_out(messages)
-        behind = [False, *(isinstance(piece, Slot) and piece.kind == "region" for piece in pieces)]
-        return tuple(
-            piece.lstrip() if after and isinstance(piece, str) else piece
-            for piece, after in zip(pieces, behind, strict=False)
-        )
+        pieces = list(super().lay_out(messages))
+        for index, piece in enumerate(pieces):
+            if isinstance(piece, Slot) and piece.kind == "region":
+                for beside, strip in ((index - 1, str.rstrip), (index + 1, str.lstrip)):
+                    if 0 <= beside < len(pieces) and isinstance(pieces[beside], str):
+                        pieces[beside] = strip(pieces[beside])
+        return tuple(pieces)
+
+
+def tight(template: Template, tasks: tuple[Task, ...]) -> Tight:
+    """A Vicuna form with these tasks."""
+    return Tight(template.system, template.user, template.assistant, stop=template.stop, tasks=tasks)
+
+
+def speaks(config: Mapping[str, Any]) -> Template:
+    """The form of talk that a checkpoint was trained on, and how it is asked for places."""
+    kind = config.get("model_type")
+    if config.get("local_vision_config"):
+        return tight(TEMPLATES["ferret_v1"], tasks("\nInclude the coordinates for each mentioned object."))
+    if kind not in ("ferret_llama", "ferret_gemma"):
+        return tight(TEMPLATES["ferret_v1"], TASKS)
+    asked = tasks("\nProvide the bounding boxes of the mentioned objects.")
+    if kind == "ferret_gemma":
+        return replace(TEMPLATES["ferret_gemma_instruct"], tasks=asked)
+    if config["vocab_size"] > 100_000:  # Llama 3's, four times Vicuna's
+        return replace(TEMPLATES["ferret_llama_3"], tasks=asked)
+    return tight(TEMPLATES["ferret_vicuna_v1"], asked)
 
 
 def frame(config: Mapping[str, Any]) -> Frame:
-    """The picture squashed to a square; numbers are relative to its own width and height."""
-    return Frame(tower_sizes(config)["image_size"], "squash", mean=CLIP_MEAN, std=CLIP_STD)
+    """The picture squashed to a square, with or without tiles; numbers are relative to its own width and height."""
+    square = Frame(tower_sizes(config)["image_size"], "squash", mean=CLIP_MEAN, std=CLIP_STD)
+    side = tile(config)
+    if not side:
+        return square
+    offered = tiles.pinpoints(config.get("image_grid_pinpoints") or ())
+    if config.get("local_vision_config"):
+        shapes = dict.fromkeys((*SHAPES, *((down, across) for across, down in SHAPES)))
+        offered = offered or [(across * side, down * side) for across, down in shapes]
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    else:
+        mean, std = CLIP_MEAN, CLIP_STD
+    if not offered or any(length % side for size in offered for length in size):
+        raise ValueError(f"image_grid_pinpoints in config.json must offer sizes that are multiples of {side} pixels")
+    return Views(square.side, "squash", square.fill, CLIP_MEAN, CLIP_STD, offered=tuple(offered), tile=side,
+                 tile_mean=mean, tile_std=std)  # fmt: skip
 
 
 def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
     """[x, y] of a point, the box of anything else, and behind it the region's vector."""
     places = region.points[:1] if region.kind == "point" else (region.box,)
-    return (dialect.write(places, None, scene), Slot("region", number - 1))
+    return (dialect.write(places, None, scene) + " ", Slot("region", number - 1))
 
 
-_PLAIN = TEMPLATES["ferret_v1"]
 FAMILY = Family(
     name="ferret",
     title="Ferret",
     about="Answers about a point, a box, a line or any shape that you draw, and says with boxes what it talks about.",
-    template=Tight(_PLAIN.system, _PLAIN.user, _PLAIN.assistant, stop=_PLAIN.stop, tasks=TASKS),
+    template=tight(TEMPLATES["ferret_v1"], TASKS),
     dialect=DIALECTS["ferret"],
     frame=frame,
     build=Ferret,
     mention=mention,
     keys=((r"^model\.region_geo_sampler\.", "regions."), *KEYS),
+    types=("ferret_llama", "ferret_gemma", "ferret_v2"),
+    speaks=speaks,
     drop=DROP,
     parts=(
         Part(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 # With every language model the library imports its detectors' losses, and with them a second and a half of scipy.
 with patch("transformers.utils.is_scipy_available", lambda: False):
     from transformers import LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import GemmaForCausalLM
 
 _KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -29,3 +32,18 @@ def llama(config: Mapping[str, Any], attention: str = "sdpa") -> LlamaForCausalL
     sizes = LlamaConfig(**kept, rope_parameters=rope)
     sizes._attn_implementation = attention
     return LlamaForCausalLM(sizes)
+
+
+def gemma(config: Mapping[str, Any], attention: str = "sdpa") -> GemmaForCausalLM:
+    """A Gemma (the first) of the sizes in `config`.
+
+    Its table of words multiplies by the root of the width; vectors that do not come from it must be multiplied too, as
+    the library did itself when such models were trained.
+    """
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    rope = {"rope_type": "default", "rope_theta": float(config.get("rope_theta", 10000.0))}
+    kept = {name: config[name] for name in _KEPT if config.get(name) is not None}
+    sizes = GemmaConfig(**kept, rope_parameters=rope)
+    sizes._attn_implementation = attention
+    return GemmaForCausalLM(sizes)
