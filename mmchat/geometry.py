@@ -109,7 +109,8 @@ class Point:
     y: float
 
     def __post_init__(self) -> None:
-        _finite(self.x, self.y)
+        if not math.isfinite(self.x + self.y):
+            _finite(self.x, self.y)
 
     def clipped(self) -> Point:
         return Point(_unit(self.x), _unit(self.y))

@@ -42,18 +42,19 @@ class Scaled:
     def read(self, numbers: Sequence[float], scene: Scene) -> Place | None:
         """The place that 2, 4, or 6 and more (a polygon) numbers stand for, or None; neither clipped nor ordered."""
         across, down = (self.scale, self.scale) if self.scale else (scene.size[0] or 1, scene.size[1] or 1)
-        if len(numbers) == 4 and sum(numbers) < self.fractions_below:
+        if self.fractions_below and len(numbers) == 4 and sum(numbers) < self.fractions_below:
             across = down = 1.0
         elif self.thousandths_above < math.inf and max(numbers) > self.thousandths_above:
             across = down = 1000.0
         shift = 0.5 if self.step == "bin" else 0.0
+        if len(numbers) == 4:  # nearly always, and readers make thousands
+            x0, y0, x1, y1 = numbers if self.order == "xyxy" else (numbers[1], numbers[0], numbers[3], numbers[2])
+            return Box((x0 + shift) / across, (y0 + shift) / down, (x1 + shift) / across, (y1 + shift) / down)
         if self.order == "yxyx":
             numbers = [number for y, x in zip(numbers[::2], numbers[1::2], strict=False) for number in (x, y)]
         pairs = [((x + shift) / across, (y + shift) / down) for x, y in zip(numbers[::2], numbers[1::2], strict=False)]
         if len(numbers) == 2:
             return Point(*pairs[0])
-        if len(numbers) == 4:
-            return Box(*pairs[0], *pairs[1])
         return Polygon(tuple(Point(x, y) for x, y in pairs)) if len(numbers) >= 6 and len(numbers) % 2 == 0 else None
 
     def write(self, place: Place, scene: Scene) -> tuple[str, ...]:
@@ -225,8 +226,33 @@ class Form:
 
     @property
     def pattern(self) -> str:
-        most = 40 if self.run else LONGEST
-        return f"{either(self.open)}{self._inside}{{0,{most}}}{either(self.close)}"
+        """The whole mark; of marks that make a place together, as many as stand in a row."""
+        if self.run:
+            return f"(?:{self._one}){{1,64}}"
+        return f"{either(self.open)}{self._inside}{{0,{LONGEST}}}{either(self.close)}"
+
+    @property
+    def _one(self) -> str:
+        return f"{either(self.open)}{self._inside}{{0,40}}{either(self.close)}"
+
+    @cached_property
+    def single(self) -> re.Pattern[str]:
+        """One mark of a row, its number the group."""
+        return re.compile(f"{either(self.open)}({self._inside}{{0,40}}){either(self.close)}")
+
+    @cached_property
+    def plainest(self) -> re.Pattern[str] | None:
+        """A whole mark with four numbers and nothing odd in it, the numbers its groups: nearly all marks are such.
+
+        Every length in it is bounded, so that a try takes no time. None where four numbers are not one box.
+        """
+        if self.run or self.number != NUMBER or not isinstance(self.code, Scaled) or self.counts(4) != 4:
+            return None
+        around = r"[\s,()<>\[\]]{0,9}"
+        between = "".join(sign for sign in " ,\n()<>" if not self.parts.match(sign))
+        number = r"([-+]?\d{1,20}(?:\.\d{0,20})?)"
+        numbers = f"[{between}]{{1,9}}".join([number] * 4)
+        return re.compile(f"{either(self.open)}{around}{numbers}{around}{either(self.close)}")
 
     @property
     def half(self) -> str:

@@ -169,16 +169,17 @@ class _Reading:
         self.opened, self.start = False, None
 
     def _run(self, form: Form, match: re.Match[str]) -> None:
-        number = form.numbers.search(match.group())
+        """Marks in a row, of which `form.run` make a place."""
         if self.running is not form:
             self._flush_run()
-        self._gap()
         self.running = form
-        self.run.append((float(number.group(1)) if number else math.inf, match.start(), match.end()))
-        if len(self.run) == form.run:
-            numbers, where = [number for number, _, _ in self.run], (self.run[0][1], match.end())
-            self.run = []
-            self._place(form, numbers, where)
+        for mark in form.single.finditer(match.string, *match.span()):
+            self._gap()
+            self.run.append((float(mark[1] or "inf"), mark.start(), mark.end()))
+            if len(self.run) == form.run:
+                numbers, where = [number for number, _, _ in self.run], (self.run[0][1], mark.end())
+                self.run = []
+                self._place(form, numbers, where)
 
     def _flush_run(self) -> None:
         if not self.run or self.running is None:
@@ -193,6 +194,12 @@ class _Reading:
     def _places(self, form: Form, match: re.Match[str]) -> bool:
         """Places of one mark; False where it is no mark but prose in the same brackets."""
         text, begin, stop = match.string, *match.span()
+        plain = form.plainest and form.plainest.fullmatch(text, begin, stop)
+        if plain:
+            self._flush_run()
+            self._gap()
+            self._place(form, [float(number) for number in plain.groups()], (plain.start(1), plain.end(4)))
+            return True
         chunks: list[tuple[list[float], tuple[int, int], bool]] = []
         for part in [*form.parts.finditer(text, begin, stop), None]:
             end = part.start() if part else stop
@@ -334,7 +341,7 @@ class _Reading:
 
     def _settled(self, form: Form, numbers: list[float], where: tuple[int, int]) -> Place | None:
         """The place in order and inside the picture; None, with its reason noted, where nothing remains."""
-        if not all(abs(number) < 1e12 for number in numbers):
+        if not (min(numbers) > -1e12 and max(numbers) < 1e12):
             self.dropped.append(Dropped(*where, "out of range: no finite number"))
             return None
         place = form.code.read(numbers, self.scene)

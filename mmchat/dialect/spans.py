@@ -89,7 +89,10 @@ def settle(place: Place, tolerance: float = 0.0) -> tuple[Place | None, tuple[st
     if isinstance(place, Box) and (place.x0 > place.x1 or place.y0 > place.y1):
         place = place.ordered()
         reasons.append("swapped corners: put in order")
-    around, inside = outline(place), clipped(place)
+    around = outline(place)
+    if 0 <= around.x0 and around.x1 <= 1 and 0 <= around.y0 and around.y1 <= 1 and not isinstance(place, Box):
+        return place, ()
+    inside = clipped(place)
     if min(around.x0, around.y0) < -tolerance or max(around.x1, around.y1) > 1 + tolerance:
         if max(around.x0, around.y0) > 1 + tolerance or min(around.x1, around.y1) < -tolerance:
             return None, (*reasons, "out of range: outside the picture")
