@@ -155,6 +155,16 @@ def test_the_words_that_the_model_reads_are_numbers_and_a_vector(desk, wide):
     )
 
 
+def test_the_box_around_a_mask_ends_at_its_last_cell():
+    cells = np.zeros((120, 200), bool)
+    cells[10:101, 10:21] = cells[90:101, 10:151] = True
+    mask = Mask.from_array(cells)
+    assert FAMILY.mention(1, Region("mask", mask.box, mask=mask), FAMILY.dialect, Scene()) == (
+        "[50, 83, 750, 833] ",
+        Slot("region", 0),
+    )
+
+
 def test_an_answer_on_a_wide_picture_lands_where_it_says(wide):
     placement = FAMILY.frame(FAMILY.dwarf).place(wide.size)
     span = FAMILY.dialect.read("A dog [100, 150, 300, 200].", Scene((), placement.fitted)).spans[0]

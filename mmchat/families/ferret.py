@@ -25,7 +25,7 @@ from torch import nn
 
 from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Placement, Region
+from mmchat.geometry import Box, Frame, Place, Placement, Region
 from mmchat.layout import DROP, KEYS, tower, tower_sizes
 from mmchat.nets import tiles
 from mmchat.nets.bridges import LastLevel, projector
@@ -309,9 +309,15 @@ def frame(config: Mapping[str, Any]) -> Frame:
 
 
 def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """[x, y] of a point, the box of anything else, and behind it the region's vector."""
-    places = region.points[:1] if region.kind == "point" else (region.box,)
-    return (dialect.write(places, None, scene) + " ", Slot("region", number - 1))
+    """[x, y] of a point, the box of anything else, and behind it the region's vector.
+
+    The box around a mask ends at its last cell, as the original's does, not behind it.
+    """
+    place: Place = region.points[0] if region.kind == "point" else region.box
+    if region.mask is not None:
+        box, (across, down) = region.box, region.mask.size
+        place = Box(box.x0, box.y0, (round(box.x1 * across) - 1) / across, (round(box.y1 * down) - 1) / down)
+    return (dialect.write((place,), None, scene) + " ", Slot("region", number - 1))
 
 
 FAMILY = Family(

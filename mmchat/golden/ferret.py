@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from mmchat.dialect import Scene
 from mmchat.dialect.table import FERRET
-from mmchat.families.ferret import FAMILY, Ferret, area
-from mmchat.geometry import Box, Frame, Point
+from mmchat.families.ferret import FAMILY, Ferret, area, shape
+from mmchat.geometry import Box, Frame, Mask, Point, Region
 from mmchat.golden import Case, Line, Outputs, texts
 from mmchat.golden.llava import MARK_ID, greedy, images, pieces
 from mmchat.golden.loading import filled
@@ -21,7 +24,7 @@ from mmchat.nets.bridges import LastLevel, projector
 from mmchat.nets.language import llama
 from mmchat.nets.model import Model, as_map
 from mmchat.nets.sampler import Choices, RegionSampler
-from mmchat.prompt import Slot, encode
+from mmchat.prompt import Slot, Template, Turn, encode
 from mmchat.templates import TEMPLATES
 
 
@@ -63,8 +66,55 @@ def dialect(case: Case) -> list[Line]:
         return f"Is the object {where}{mark} of the image a {first} or a {second}?"
 
     readers = dict.fromkeys(dict.fromkeys(entry["reader"] for entry in case.info["parse"]), read)
-    asked = [entry for entry in case.info["write"] if entry["writer"] == "eval_lvis"]  # the others begin at a brush
-    return [*texts.read_all(case.info["parse"], readers), *texts.table(asked, question, "question")]
+    asked = [entry for entry in case.info["write"] if entry["writer"] == "eval_lvis"]
+    drawings = [
+        {**entry, "all": [entry["text"], entry["mask_count"], entry["mask_bbox_inclusive_xyxy"]]}
+        for entry in case.info["write"]
+        if entry["writer"] == "demo_draw"
+    ]
+    filled_in = [{**entry, "all": [entry["text"], entry["mask_order"]]} for entry in case.info["region_prompt"]]
+    return [
+        *texts.read_all(case.info["parse"], readers),
+        *texts.table(asked, question, "question"),
+        *texts.table(drawings, brushed, "all", "demo_draw"),
+        *texts.table(filled_in, mentioned, "all", "region_prompt"),
+    ]
+
+
+def brushed(entry: Entry) -> list:
+    """What was painted with the demo's brush -> the region's text, how many pixels it has, and the box around them."""
+    width, height = size = tuple(entry["image_size"])
+    paint = np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in entry["brush_rectangles_inclusive_xyxy_px"]:
+        paint[y0 : y1 + 1, x0 : x1 + 1] = True
+    if not paint.any():
+        raise ValueError("nothing was painted inside the picture: draw on it")
+    down, across = (torch.from_numpy(places) for places in paint.nonzero())
+    mask = Mask.from_array(paint)
+    if entry["mode"] == "Point":
+        point = Point(int(across.median()) / width, int(down.median()) / height)
+        region = Region("point", Box(point.x, point.y, point.x, point.y), (point,))
+    elif entry["mode"] == "Box":
+        box = [int(along.aminmax()[end]) for end in (0, 1) for along in (across, down)]
+        region = Region("box", Box.from_pixels(box, size))
+    else:
+        region = Region("mask", mask.box, mask=mask)
+    pixels = shape(region, size).nonzero()
+    text = FAMILY.mention(1, region, FERRET, Scene())[0]
+    return [str(text).strip(), len(pixels), [*pixels.amin(0).tolist(), *pixels.amax(0).tolist()]]
+
+
+def mentioned(entry: Entry) -> list:
+    """A question with [region0] in it -> the question with numbers and marks, and which region each mark is."""
+    regions = []
+    for text in entry["region_coordinates"]:
+        numbers = [int(number) / 1000 for number in re.findall(r"\d+", text)]
+        points = (Point(*numbers),) if len(numbers) == 2 else ()
+        regions.append(Region("point" if points else "box", Box(*(numbers * 2)[:4]), points))
+    turn = Turn("user", entry["prompt"], tuple(regions))
+    pieces = Template().render((turn,), lambda number, region: FAMILY.mention(number, region, FERRET, Scene()))
+    slots = [piece.index for piece in pieces if isinstance(piece, Slot)]
+    return ["".join(piece if isinstance(piece, str) else "<region_fea>" for piece in pieces), slots]
 
 
 def _asked(entry: Entry) -> Box | Point:
