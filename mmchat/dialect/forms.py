@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -24,10 +24,10 @@ NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)"
 class Scaled:
     """Numbers 0..scale from edge to edge of the fitted picture (0: its pixels), printed with `decimals`, in `order`.
 
-    `step` says how a value becomes a whole number where decimals is 0: rounded (halves up, or to the even number), cut
-    off, or the number of the bin (read at its centre). Some models waver, and their own readers know it: four numbers
-    whose sum is less than `fractions_below` are fractions, numbers of which one is more than `thousandths_above` are
-    thousandths.
+    `step` says how a value becomes a whole number where decimals is 0: rounded (halves up, or to the even number),
+    cut off, or the number of the bin (read at its centre); "even" holds for decimals too. Some models waver, and
+    their own readers know it: four numbers whose sum is less than `fractions_below` are fractions, numbers of which
+    one is more than `thousandths_above` are thousandths.
     """
 
     scale: float = 1.0
@@ -73,6 +73,8 @@ class Scaled:
 
     def _print(self, value: float, scale: float) -> str:
         if self.decimals:
+            if self.step == "even":  # nine digits first: what a half lost on its way through the unit square comes back
+                value, scale = round(round(value * scale * 10**self.decimals, 9)), 10**-self.decimals
             return f"{value * scale:.{self.decimals}f}"
         if self.step == "even":
             whole = round(value * scale)
@@ -192,7 +194,8 @@ class Form:
     one mark, joined by `join`, or into marks of their own with `join` between them. `number`: a pattern of a number,
     or of a pair, in its groups. `polygons`: six numbers and more are an outline. `pairs`: two numbers are a point,
     however many stand in a mark. `plain`: brackets that prose uses too, so that [2019] or [1, 2] may be no place at
-    all. `wrap`: written inside of the mark around all places.
+    all. `wrap`: written inside of the mark around all places. `gather`: makes one mark of the numbers of all places and
+    the phrase, where no pattern can.
     """
 
     open: tuple[str, ...]
@@ -210,6 +213,7 @@ class Form:
     pairs: bool = False
     plain: bool = False
     wrap: tuple[str, str] = ("", "")
+    gather: Callable[[Sequence[tuple[str, ...]], str | None], str] | None = None
 
     @cached_property
     def parts(self) -> re.Pattern[str]:
@@ -294,12 +298,21 @@ class Form:
             return self.point is not None and inside
         return len(numbers) > 2 and inside and (scale > 1 or any(number % 1 for number in numbers))
 
+    def _pointed(self, place: Place) -> Place:
+        """In a language of points the middle of a place."""
+        return outline(place).centre if self.pairs and not isinstance(place, Point) else place
+
+    def gathered(self, places: Sequence[Place], phrase: str | None, scene: Scene) -> str | None:
+        """All places and their phrase in one mark; None where this form writes places by themselves."""
+        if self.gather is None or not places:
+            return None
+        return self.gather([self.code.write(self._pointed(place), scene) for place in places], phrase)
+
     def write(self, places: Sequence[Place], scene: Scene) -> str | None:
         """All places in this form, or None where one of them has none (an index for what is no candidate)."""
         written = []
         for place in places:
-            if self.pairs and not isinstance(place, Point):
-                place = outline(place).centre  # a language of points
+            place = self._pointed(place)
             if self.polygons and self.run and not isinstance(place, Polygon):
                 box = outline(place)
                 corners = ((box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1))

@@ -81,6 +81,8 @@ class Marks:
         if places and not self.forms:
             raise ValueError(f"The dialect {self.name} has no form for places.")
         if places:
+            if (mark := self.forms[0].gathered(places, phrase, scene)) is not None:
+                return mark
             written = self.forms[0].write(places, scene)
             if written is None:  # some can be pointed at, some not
                 written = self.forms[-1].join.join(self._one(place, scene) for place in places)

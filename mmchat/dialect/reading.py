@@ -6,7 +6,6 @@ Linear in the text; never raises; what it makes of a beginning is a beginning of
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from typing import TYPE_CHECKING
 
@@ -173,12 +172,13 @@ class _Reading:
         if self.running is not form:
             self._flush_run()
         self.running = form
+        self._gap()  # nothing stands between marks of one row
+        run = self.run
         for mark in form.single.finditer(match.string, *match.span()):
-            self._gap()
-            self.run.append((float(mark[1] or "inf"), mark.start(), mark.end()))
-            if len(self.run) == form.run:
-                numbers, where = [number for number, _, _ in self.run], (self.run[0][1], mark.end())
-                self.run = []
+            run.append((float(mark[1] or "inf"), *mark.span()))
+            if len(run) == form.run:
+                numbers, where = [number for number, _, _ in run], (run[0][1], run[-1][2])
+                self.run = run = []
                 self._place(form, numbers, where)
 
     def _flush_run(self) -> None:
@@ -200,14 +200,14 @@ class _Reading:
             self._gap()
             self._place(form, [float(number) for number in plain.groups()], (plain.start(1), plain.end(4)))
             return True
-        chunks: list[tuple[list[float], tuple[int, int], bool]] = []
+        chunks: list[tuple[list[float], list[re.Match[str]], bool]] = []
         for part in [*form.parts.finditer(text, begin, stop), None]:
             end = part.start() if part else stop
             found = [*form.numbers.finditer(text, begin, end)] if end > begin else ()
             if found:
                 values = [float(value) for number in found for value in number.groups()]
                 glued = any(one.end() == other.start() for one, other in itertools.pairwise(found))  # 10+2, 0.1.2
-                chunks.append((values, (found[0].start(), found[-1].end()), glued))
+                chunks.append((values, found, glued))
             begin = part.end() if part else end
         if form.plain and not any(form.meant(numbers) for numbers, _, _ in chunks):
             return False
@@ -215,7 +215,8 @@ class _Reading:
         self._gap()
         if not chunks:
             self._mark_without_numbers(form, match)
-        for numbers, where, glued in chunks:
+        for numbers, found, glued in chunks:
+            where = found[0].start(), found[-1].end()
             counts = form.counts(len(numbers))
             if counts == len(numbers):
                 self._place(form, numbers, where)
@@ -226,7 +227,9 @@ class _Reading:
             elif not counts:
                 self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers"))
             for at in range(0, len(numbers) if counts else 0, counts or 1):
-                self._place(form, numbers[at : at + counts], where)
+                each = len(numbers) // len(found)  # one, or a pair
+                own = found[at // each].start(), found[(at + counts - 1) // each].end()
+                self._place(form, numbers[at : at + counts], own)
         return True
 
     def _salvage(self, text: str, begin: int) -> bool:

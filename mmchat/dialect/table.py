@@ -11,6 +11,7 @@ from dataclasses import replace
 from mmchat.dialect.forms import NUMBER, Cells, Form, Index, Scaled, Segments, Times, brackets
 from mmchat.dialect.listing import Json
 from mmchat.dialect.marks import Marks
+from mmchat.dialect.points import molmo, molmo2
 
 NEVER = r"(?!)"  # a pattern that matches nowhere: one mark, one place
 LIST = r"-+0-9.,;eE \t\n\[\]"  # the inside of nested brackets
@@ -271,8 +272,9 @@ MOLMO = Marks(
     "molmo",
     (
         Form(
-            ("<point ", "<points "), "^<>", (">",), Scaled(100, 1), "", 'x="{}" y="{}"', join="", several=False,
-            split=NEVER, number=rf"\bx\d*{_EQUALS}{NUMBER}\s*[\"']?\s*y\d*{_EQUALS}{NUMBER}", pairs=True,
+            ("<point ", "<points "), "^<>", (">",), Scaled(100, 1, step="even"), "", 'x="{}" y="{}"', join="",
+            several=False, split=NEVER, number=rf"\bx\d*{_EQUALS}{NUMBER}\s*[\"']?\s*y\d*{_EQUALS}{NUMBER}", pairs=True,
+            gather=molmo,
         ),
         # older forms: the vendor's reader wants one decimal, or three digits that are tenths of a percent
         Form(("Click(",), "0-9., ", (")",), Scaled(100, 1), "", "{}, {}", several=False, split=NEVER),
@@ -297,8 +299,9 @@ MOLMO2 = Marks(  # number of the picture or second, then threes: number of the p
             ("<points ", "<tracks ", "<point ", "<points\n", "<POINTS "), "^<>", (">",), Scaled(1000, 0, width=3), "",
             'coords="1 1 {} {}"', join="",
             several=False, split=NEVER, number=r"(?<=\s)\d{1,6}\s(\d{3,4})\s(\d{3,4})(?=[\s\"';:,])", pairs=True,
+            gather=molmo2,
         ),
-        replace(MOLMO.forms[0], open=("<point x", "<points x1")),
+        replace(MOLMO.forms[0], open=("<point x", "<points x1"), gather=None),
         MOLMO.forms[1],
     ),
     phrase=("", "</points>"),

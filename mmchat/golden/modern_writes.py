@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmchat.dialect import DIALECTS, Scene
-from mmchat.geometry import Box, native
+from mmchat.dialect.points import molmo2_groups, molmo2_tracks
+from mmchat.dialect.table import MOLMO2
+from mmchat.geometry import Box, Point, native
 from mmchat.golden import Case, Line, texts
 from mmchat.golden.texts import Entry
 
@@ -48,11 +50,69 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
+# Molmo's points, UI-TARS's clicks, GLM's numbers
+
+
+def molmo(entry: Entry) -> str:
+    """Points of a picture, or a sentence that counts them."""
+    points = [_point(pair, entry) for pair in entry["points_pixels"]]
+    if not points:
+        return "There are none."
+    written = DIALECTS["molmo"].write(points, entry["label"])
+    return f"Counting the {written} shows a total of {len(points)}." if entry["style"] == "point_count" else written
+
+
+def molmo2(entry: Entry) -> str:
+    """Points of one picture with their counting sentence, of several pictures, of a video, and tracks."""
+    apart = "\t" if entry["format"] == "html-v1" else ";"
+    label, alt = entry["label"], entry.get("alt")
+    if entry["kind"] == "tracks":
+        groups = [
+            (
+                float(frame["time"]),
+                {name: _pair(t["point"], entry) for name, t in frame["points"].items() if not t["occluded"]},
+            )
+            for frame in entry["tracks"]
+        ]
+        return molmo2_tracks(groups, label, alt, apart)
+    if entry["kind"] != "image":
+        names = entry.get("times", range(1, len(entry["points_pixels"]) + 1))
+        groups = [
+            (name, sorted(_pair(pair, entry) for pair in pairs))
+            for name, pairs in zip(names, entry["points_pixels"], strict=True)
+        ]
+        return molmo2_groups(groups, label, alt, apart)
+    count, mode = len(entry["points_pixels"]), entry["mode"]
+    if not count:
+        return "There are none."
+    if mode == "count":
+        return str(count)
+    if alt is None:
+        written = DIALECTS["molmo2"].write([_point(pair, entry) for pair in entry["points_pixels"]], label)
+    else:
+        written = molmo2_groups([(1, sorted(_pair(pair, entry) for pair in entry["points_pixels"]))], label, alt)
+    sentence = {
+        "point_then_count": "Counting the {} shows a total of {}.",
+        "count_then_point": "There are {1} {0}.",
+    }.get(mode, "{}")
+    return sentence.format(written, count)
+
+
+def _point(pair: Sequence[float], entry: Entry) -> Point:
+    return Point(pair[0] / entry["image_size"][0], pair[1] / entry["image_size"][1])
+
+
+def _pair(pair: Sequence[float], entry: Entry) -> tuple[str, ...]:
+    return MOLMO2.forms[0].code.write(_point(pair, entry), Scene())
+
+
 WRITERS: dict[str, tuple[Callable[[Entry], Any], str]] = {  # ours, and the key of theirs
     "qwen-vl": (_tagged, "text"),
     "qwen2.5-vl": (_resized, "result_resized_pixels"),
     "qwen3-vl": (lambda entry: _numbers(DIALECTS["qwen3_vl"].write([_box(entry)])), "result_1000"),
     "florence-2": (lambda entry: DIALECTS["florence_2"].write([_box(entry)]), "text"),
+    "molmo": (molmo, "text"),
+    "molmo2": (molmo2, "text"),
     "paligemma": (_yx, "text"),
     "rex-omni": (lambda entry: re.sub(r"<\|box_\w+\|>", "", DIALECTS["rex_omni"].write([_box(entry)])), "text"),
 }
