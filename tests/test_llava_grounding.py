@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import dwarfs
+import keylists
 import numpy as np
 import published
 import pytest
@@ -27,10 +28,8 @@ from mmchat.nets.openseed import matched
 from mmchat.nets.swin import Swin
 from mmchat.prompt import Slot
 
-VICUNA_7B = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 1, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": 32003, "mm_hidden_size": 1024, "mm_vision_select_layer": -2,
-}  # fmt: skip
+SIZES = keylists.VICUNA_7B | {"VOCAB": 32003}
+VICUNA_7B = {**keylists.language(SIZES, 32), "mm_hidden_size": 1024, "mm_vision_select_layer": -2}
 NAMES = (
     (r"^vision\.", "model.vision_tower.vision_tower.vision_model."),
     (r"^bridge\.0\.", "model.mm_projector."),
@@ -86,23 +85,19 @@ def test_a_head_that_lacks_a_tensor_does_not_load(tmp_path):
         LocalEngine.open(folder, FAMILY, "fp32", "cpu")
 
 
-def test_the_published_sizes_are_those_of_the_card():
+def test_every_published_parameter_has_its_place_and_shape():
     with weights.without_memory():
         model = build(VICUNA_7B)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert shapes["language.lm_head.weight"] == (32003, 4096) and shapes["bridge.0.weight"] == (4096, 1024)
-    assert shapes["head.predictor.class_embed"] == (256, 4096) and shapes["regions.obj_projector.weight"] == (4096, 256)
-    assert shapes["regions.predictor.mask_tokens.weight"] == (3, 256)
-    assert shapes["regions.predictor.pb_embedding.weight"] == shapes["regions.predictor.label_enc.weight"] == (2, 256)
-    assert shapes["head.pixel_decoder.transformer.level_embed"] == (4, 256)
-    assert shapes["head.pixel_decoder.transformer.encoder.layers.5.linear1.weight"] == (2048, 256)
-    assert shapes["head.predictor.decoder.layers.8.cross_attn.sampling_offsets.weight"] == (256, 256)
-    assert "head.predictor.decoder.layers.9.linear1.weight" not in shapes
-    assert shapes["head.pixel_decoder.mask_features.weight"] == (256, 256, 1, 1)
-    assert shapes["head.backbone.layers.2.blocks.5.attn.relative_position_bias_table"] == (169, 12)
-    assert shapes["head.backbone.norm3.weight"] == (768,) and model.vision.side == 224
+    landed = {}
+    for name, shape in keylists.listed("llava-grounding", SIZES):
+        ours = weights.renamed(name, FAMILY.keys)
+        if not weights.dropped(FAMILY.drop, name, ours):
+            assert ours not in landed, name
+            landed[ours] = shape
+    assert landed == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     swin_tiny = 28_288_354 - 769_000 + 2 * (96 + 192 + 384)  # without its classes, with a norm for each map
     assert sum(parameter.numel() for parameter in model.head.backbone.parameters()) == swin_tiny
+    assert model.vision.side == 224
     made = frame(VICUNA_7B)
     assert (made.side, made.eye, made.way) == (1024, 224, "pad_end")
 

@@ -41,6 +41,7 @@ GREY = (128, 128, 128)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 1024
 CLICK = 0.006  # width and height of a point, in the padded square
+MARKS = ("<g_s>", "<g_e>", "<seg>")  # tokens behind the tokenizer's own, in this order
 THRESHOLD = 0.05  # share of a phrase's weight above which a query is one of its places
 
 TASKS = (
@@ -169,7 +170,7 @@ class Prompter(nn.Module):
 class LlavaGrounding(Model):
     """Pixels hold both frames, one below the other."""
 
-    head_marks = ("<seg>",)
+    head_marks = MARKS[-1:]
 
     def encode(self, pixels: torch.Tensor) -> Encoded:
         """pixels [B, 3, side + eye, side]. Levels are the grounding tower's, which sees the whole picture."""
@@ -260,6 +261,7 @@ FAMILY = Family(
     heats=("feature norm", "components", "likeness"),
     licence="Code Apache 2.0; weights made from Vicuna, under LLaMA's licence: research only.",
     types=("llava",),
+    marks=MARKS,
     dwarf={
         "model_type": "llava_grounding", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 320, "max_position_embeddings": 512,
