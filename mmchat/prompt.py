@@ -71,8 +71,9 @@ class Template:
     {text} goes in front of it, picture by picture, the rest behind. {clue} and {candidates} put in their slots.
     `assistant` None: a form for one question only, that cannot hold an answer.
     `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in
-    front of it). `cuts`: texts at which a prompt is cut besides, wherever they stand: they and what is between them are
-    tokenized each for itself. `typed`: whether the user's words stand in slots of their own, where `</s>` or `<r3>` is
+    front of it). `words`: kinds of slots that stand for a word inside a sentence: never after those.
+    `cuts`: texts at which a prompt is cut besides, wherever they stand: they and what is between them are tokenized
+    each for itself. `typed`: whether the user's words stand in slots of their own, where `</s>` or `<r3>` is
     tokenized as letters: for models whose marks are tokens and may be written by pattern, mention and the model's
     answers alone.
     `late_start`: whether the ids that begin a prompt stand before its first text, behind pictures that come before it.
@@ -93,6 +94,7 @@ class Template:
     typed: bool = False
     late_start: bool = False
     leaning: str | None = None
+    words: frozenset[str] = frozenset()
 
     def task(self, name: str) -> Task:
         """The task of that name; ValueError with the known ones otherwise."""

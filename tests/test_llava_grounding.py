@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,7 +253,21 @@ def test_a_place_stands_where_the_word_would(engine, picture):
     ask = Ask((picture,), (Turn("user", "What is the object @1 holding?", (BOX,)),))
     *_, before, slot, after = Desk(engine)._prepare(ask).prompt
     assert before.endswith("\nWhat is the object") and slot == Slot("region", 0)
-    assert after == "holding? ASSISTANT:"
+    assert after == " holding? ASSISTANT:"
+
+
+@pytest.mark.parametrize("rest", [" holding?", "?"])
+def test_the_words_around_a_place_have_the_ids_that_they_have_around_the_sign(engine, picture, rest, tmp_path):
+    shutil.copy(Path(__file__).resolve().parent / "tokenizers" / "tokenizer.model", tmp_path)
+    tokens = engine.tokens = Tokens.read(tmp_path, {})
+    ask = Ask((picture,), (Turn("user", f"What is the object @1{rest}", (BOX,)),))
+    ready = Desk(engine)._prepare(ask)
+    talk, _ = engine._laid_out(ready.prompt, ready.sight.content)
+    begun = talk.ids.index(Slot("image", 0)) + 1
+    # The original cuts the talk at the picture and tokenizes the rest at once; the sign is "▁" and "%" here.
+    sign = tokens.ids(f"\nWhat is the object %{rest} ASSISTANT:")
+    at = sign.index(tokens.token("%"))
+    assert talk.ids[begun:] == [*sign[: at - 1], Slot("region", 0), *sign[at + 1 :]]
 
 
 def seen(engine: LocalEngine, image: Image.Image, *regions: Region) -> Sight:

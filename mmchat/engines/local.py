@@ -295,7 +295,9 @@ class LocalEngine:
             if not begun and (not isinstance(piece, Slot) or piece.kind == "typed"):
                 ids, begun = [*ids, *self.tokens.start], True
             if not isinstance(piece, Slot):
-                ids += self._ids(piece, dummy or number == 0)
+                before = prompt[number - 1] if number else None
+                word = isinstance(before, Slot) and before.kind in self.family.template.words
+                ids += self._ids(piece, (dummy and not word) or number == 0)
             elif piece.kind == "typed":
                 ids += self.tokens.letters(piece.text)
             else:

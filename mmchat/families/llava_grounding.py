@@ -102,13 +102,9 @@ class Spoken(Template):
         ]
         pieces = list(super().render(plain, mention, task))
         for index, piece in enumerate(pieces):
-            if not isinstance(piece, Slot) or piece.kind != "region":
-                continue
-            # A place stands for the one token of " %", which brings its own blank; the next word's token brings its.
-            if index and isinstance(pieces[index - 1], str):
+            # A place stands for the one token of " %", which brings its own blank.
+            if isinstance(piece, Slot) and piece.kind == "region" and index and isinstance(pieces[index - 1], str):
                 pieces[index - 1] = re.sub(r" \Z", "", pieces[index - 1])
-            if index + 1 < len(pieces) and isinstance(pieces[index + 1], str):
-                pieces[index + 1] = re.sub(r"\A ", "", pieces[index + 1])
         return tuple(piece for piece in pieces if piece != "")
 
 
@@ -225,7 +221,7 @@ def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tupl
     return (Slot("region", number - 1),)
 
 
-_BASE = replace(TEMPLATES["llava_grounding"], tasks=TASKS)
+_BASE = replace(TEMPLATES["llava_grounding"], tasks=TASKS, words=frozenset({"region"}))
 
 FAMILY = Family(
     name="llava_grounding",
