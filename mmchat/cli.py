@@ -1,4 +1,4 @@
-"""The command line: python -m mmchat ask | read | write | models | fetch | save | golden | evaluate | doctor | export.
+"""The command line: python -m mmchat ask | read | write | models | fetch | save | index | golden | evaluate | doctor | export.
 
 JSON goes to standard output alone, everything else to standard error. Exit status: 0; 2 with one sentence (cause and
 remedy) for what a user can mend; 1 from `golden` where a case fails. torch, gradio and drawing libraries take seconds
@@ -121,6 +121,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", metavar="NAME")
     one.add_argument("folder", metavar="FOLDER", type=Path, help="a new one: name it in models.toml to open it")
     one.add_argument("--precision", default="auto", metavar="|".join(PRECISIONS))
+
+    one = command("index", commands.index, "index a folder of your pictures, for a model that answers with pictures")
+    one.add_argument("folder", metavar="FOLDER", type=Path)
+    one.add_argument("--model", metavar="NAME")
+    one.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|int8|nf4")
 
     one = command(
         "golden", commands.golden, "recompute the recorded cases of the original systems; exit status 1 on a FAIL"

@@ -70,6 +70,8 @@ def tell(answer: Answer, size: tuple[int, int], out: TextIO) -> None:
         for place in span.places:
             box = ",".join(f"{number:.0f}" for number in outline(place).pixels(size))
             print(f"  {phrase or 'here'}: {box}", file=out)
+    for picture in answer.pictures:
+        print(f"  {picture.path}", file=out)
     for name, value in answer.notes:
         if name == "hint":
             print(value, file=sys.stderr)
@@ -165,6 +167,23 @@ def save(options: argparse.Namespace, out: TextIO) -> int:
         local = desk.engine
         words = archive.opened(folder)
         print(saving.save(local.model, local.config, options.folder, words, local.family.parts), file=out)
+    return 0
+
+
+def index(options: argparse.Namespace, out: TextIO) -> int:
+    def tell(done: int, total: int, unreadable: int) -> None:
+        lost = f", {unreadable} cannot be read" if unreadable else ""
+        print(f"\r{done} of {total} pictures{lost}", end="", file=sys.stderr, flush=True)
+
+    with opened(options.model, options.precision) as (desk, name):
+        searching = getattr(desk.engine, "searching", None)
+        if searching is None:
+            raise ValueError(f"{name} does not answer with pictures: name a model that does with --model (FROMAGe).")
+        try:
+            made = searching.build(options.folder, tell)
+        finally:
+            print(file=sys.stderr)
+        print(f"{len(made)} pictures in {searching.file}", file=out)
     return 0
 
 

@@ -10,7 +10,7 @@ import csv
 import io
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmchat.dialect import Dropped, Grounded, Span
@@ -71,6 +71,7 @@ def answer_json(answer: Any, size: tuple[int, int], model: str = "", precision: 
         "raw": answer.raw,
         **_spans_json(answer, size),
         "notes": [{name: value} for name, value in answer.notes],
+        **({"pictures": [asdict(picture) for picture in answer.pictures]} if answer.pictures else {}),
     }
 
 

@@ -18,11 +18,11 @@ from typing import Any
 from mmchat import family
 from mmchat.models import MANIFEST, Entry, lacking
 from mmchat.nets import sums
-from mmchat.nets.parts import ADAPTED, TOWER, Part
+from mmchat.nets.parts import ADAPTED, TOWER, Part, config_file
 
 __all__ = ["fetch", "lacking"]
 
-SAFE, PICKLES = (".safetensors",), (".bin", ".pth", ".pt", ".tar.gz")
+SAFE, PICKLES = (".safetensors",), (".bin", ".pth", ".pth.tar", ".pt", ".tar.gz")
 BESIDE = (".json", ".model", ".txt", ".tiktoken", ".jinja")
 USELESS = ("training_args", "optimizer", "scheduler", "trainer_state", "rng_state", "flax_model", "tf_model")
 Tell = Callable[[str], object]
@@ -52,7 +52,7 @@ def _named_parts(folder: Path, parts: Iterable[Part]) -> list[tuple[str, Path]]:
     """(hub name, folder beside the checkpoint) of the other repositories that a checkpoint names."""
     out = []
     for part in parts:
-        about = folder / ("adapter_config.json" if part is ADAPTED else "config.json")
+        about = folder / "adapter_config.json" if part is ADAPTED else config_file(folder)
         try:
             named = json.loads(about.read_text("utf-8")).get(part.key, part.usual if part is not TOWER else "")
         except (OSError, ValueError):

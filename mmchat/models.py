@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "models.toml"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a checkpoint without one has its language model's
 MANIFEST = "manifest.json"  # what `fetch` notes in a folder: the files that must lie there
 
 
@@ -71,13 +72,15 @@ def missing(entry: Entry) -> str:
     if gone := lacking(entry.folder):
         return f"{entry.folder} lacks {', '.join(gone)}: fetch {entry.name} again."
     try:
-        weights.read_config(entry.folder)
+        config = weights.read_config(entry.folder)
         weights.shards(entry.folder)
     except ValueError as error:
         if entry.hub and not entry.folder.is_dir():
             return f"There is no folder {entry.folder}: python -m mmchat fetch {entry.name}."
         return str(error)
-    if not any((entry.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    parts = [str(named).rstrip("/").rpartition("/")[2] for named in config.values() if isinstance(named, str)]
+    folders = [entry.folder, *(base / part for part in parts if part for base in (entry.folder, entry.folder.parent))]
+    if not any((folder / name).is_file() for folder in folders for name in TOKENIZERS):
         return f"There is no tokenizer.json or tokenizer.model in {entry.folder}: complete the download."
     return ""
 

@@ -96,8 +96,6 @@ class LocalEngine:
         check_family(config, family, folder)
         precision = config.get("quantised", precision) if precision == "auto" else precision
         sources = weights.sources(folder, config, family.parts)
-        language = [one.path for one in sources if one.part is not None and one.part.holds == "language."]
-        tokens = Tokens.read(tokenizer_folder(folder, *language), config, family.marks)
         try:
             with weights.without_memory():
                 model = family.build(config)
@@ -105,6 +103,8 @@ class LocalEngine:
             raise ValueError(
                 f"{folder}/config.json has no {error}: it is not a checkpoint of {family.title}."
             ) from None
+        language = [one.path for one in sources if one.part is not None and one.part.holds == "language."]
+        tokens = Tokens.read(tokenizer_folder(folder, *language), config, family.marks)
         real = (
             "cuda"
             if device == "auto" and torch.cuda.is_available()
