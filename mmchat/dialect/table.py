@@ -292,6 +292,14 @@ MOLMO = Marks(
     label="inside",
     example='<point x="61.5" y="40.2" alt="dog">dog</point>',
 )  # fmt: skip
+QWEN25_VL_POINTS = Marks(  # what its notebook asks for points in
+    "qwen2_5_vl_points",
+    (replace(MOLMO.forms[0], code=Scaled(0, 0)),),
+    phrase=("", "</points>"),
+    ends=("</point>",),
+    label="inside",
+    example='<points x1="104" y1="163" x2="418" y2="276" alt="red cups">red cups</points>',
+)
 MOLMO2 = Marks(  # number of the picture or second, then threes: number of the point, x, y
     "molmo2",
     (
@@ -371,6 +379,6 @@ DIALECTS: dict[str, Marks | Json] = {
         LLAVA, HONEYBEE, MMFUSER, SHIKRA, GROUNDINGGPT, MINIGPT_V2, KOSMOS2, FERRET, GROMA, LLAVA_GROUNDING, GLAMM,
         LISA, FROMAGE, POCKET, QWEN_VL, QWEN2_VL, INTERNVL, DEEPSEEK_VL2, MINICPM_V, REX_OMNI, COGVLM, GLM_V,
         FLORENCE_2, FLORENCE_2_OUTLINES, PALIGEMMA, MOLMO, MOLMO2, UI_TARS, QWEN25_VL, QWEN3_VL, GEMINI, KIMI_VL,
-        LFM_VL, FLORENCE_2_OCR, UI_TARS_15, UNLIMITED_OCR, GLM_V_JSON, MOONDREAM,
+        LFM_VL, FLORENCE_2_OCR, UI_TARS_15, UNLIMITED_OCR, QWEN25_VL_POINTS, GLM_V_JSON, MOONDREAM,
     )
 }  # fmt: skip

@@ -6,10 +6,12 @@ import ast
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from typing import Any
 
-from mmchat.dialect import DIALECTS, Json, Marks, Scaled
-from mmchat.geometry import native
+from mmchat.dialect import DIALECTS, Json, Marks, Scaled, Scene
+from mmchat.dialect.points import pictures
+from mmchat.geometry import clipped, native
 from mmchat.golden import Case, Line, modern_heads, texts
 from mmchat.golden.modern_prompts import prompts, tiles
 from mmchat.golden.modern_writes import written
@@ -120,6 +122,20 @@ def _tracks(entry: Entry) -> tuple[Found, Found, tuple[float, float]]:
     return found(D["molmo2"], entry["text"], entry["image_size"]), theirs, tuple(entry["image_size"])
 
 
+def _several(entry: Entry) -> list[list[float]]:
+    """Rows (number of the picture or of the point and its picture from 0, x, y) of points on pictures of two sizes."""
+    grounded = D["molmo2"].read(entry["text"])
+    sizes = (entry["image_size"], entry["second_image_size"])
+    rows: list[list[float]] = []
+    for span, numbers in zip(grounded.spans, pictures(entry["text"], grounded), strict=True):
+        for place, number in zip(span.places, numbers, strict=True):
+            width, height = sizes[int(number) - 1]
+            x, y = texts.numbers(place, (width, height))
+            first = [len(rows) + 1, int(number) - 1] if entry["function"].startswith("extract_any") else [number]
+            rows.append([*first, x, y])
+    return rows
+
+
 def _moondream(entry: Entry) -> tuple[Found, Found, tuple[float, float]]:
     ours = found(D["moondream"], json.dumps(entry["object"]), entry["image_size"])
     return ours, boxes(entry["result"] or []), tuple(entry["image_size"])
@@ -224,6 +240,40 @@ def _tars(dialect: Marks) -> Reader:
     return read
 
 
+def _clicked(entry: Entry) -> Line:
+    """Where the code that UI-TARS's agent writes presses: the middles of our places, in pixels of the screen."""
+    size = tuple(entry["image_size"])
+    ours = [(None, _middle(given)) for _, given in found(D["ui_tars_1_5"], entry["text"], size, _resized(entry))]
+    return texts.places(entry, ours, boxes(entry["coordinates_in_code"]), size, "pyautogui")
+
+
+def _middle(given: list[float]) -> list[float]:
+    return [(given[0] + given[-2]) / 2, (given[1] + given[-1]) / 2]
+
+
+def _denormalised(entry: Entry) -> list[float]:
+    """GLM's numbers in pixels; the picture is cut at 1000, where the original cuts at 999."""
+    code = D["glm_v"].forms[0].code
+    place = code.read(entry["values"], Scene())
+    return [round(value, 2) for value in texts.numbers(clipped(place), entry["image_size"])] if place else []
+
+
+def _xml(entry: Entry) -> tuple[Found, Found, tuple[float, float]]:
+    """The points of Qwen2.5-VL's notebook, in the numbers of the text.
+
+    Our words are the model's, so that &amp; stays in them; the notebook's reader of XML makes & of it.
+    """
+    given = entry["result"] or {"points": [], "phrase": None}
+    theirs = [(given["phrase"], [float(x), float(y)]) for x, y in given["points"] if x is not None]
+    ours = found(D["qwen2_5_vl_points"], entry["text"], (1000, 1000), (1000, 1000))
+    return [(unescape(label or ""), numbers) for label, numbers in ours], theirs, (1000.0, 1000.0)
+
+
+def _video(result: Any) -> Found:
+    items = result if isinstance(result, list) else []
+    return [(None, item["bbox_2d"]) for item in items if "bbox_2d" in item]
+
+
 def _resized(entry: Entry) -> tuple[int, int]:
     return native(tuple(entry["image_size"]), 28, 100 * 28 * 28, 16384 * 28 * 28)
 
@@ -303,10 +353,12 @@ READERS: dict[str, dict[str, Reader]] = {
         "cookbook_plot_1000": pixels(D["qwen3_vl"], lambda r: [(i.get("label"), i["box"]) for i in r]),
         "odinw_eval_relative": pixels(D["qwen3_vl"], lambda r: boxes(r["boxes"])),
         "supervision": pixels(D["qwen3_vl"], detected),
+        "cookbook_video_json": framed(D["qwen3_vl"], 1000, _video),
         "cookbook_points": framed(D["qwen3_vl"], 1000, lambda r: boxes(r["points"], r["labels"])),
     },
     "qwen2.5-vl": {
         "cookbook_plot": pixels(D["qwen2_5_vl"], lambda r: [(i.get("label"), i["box"]) for i in r]),
+        "cookbook_xml_points": _xml,
         "odinw_eval_absolute": pixels(D["qwen2_5_vl"], lambda r: boxes(r["boxes"])),
         "supervision": pixels(D["qwen2_5_vl"], detected),
         "supervision_classes": pixels(D["qwen2_5_vl"], detected),
@@ -324,7 +376,14 @@ def dialect(case: Case) -> list[Line]:
     """
     readers = READERS[case.path.parent.name]
     asked = [entry for entry in case.info["parse"] if (entry.get("function") or entry["vlm"]) in readers]
-    return [*texts.read_all(asked, readers), *written(case)]
+    several = [entry for entry in case.info["parse"] if entry.get("function", "").endswith("_two_sizes")]
+    return [
+        *texts.read_all(asked, readers),
+        *texts.table(several, _several),
+        *texts.table(case.info.get("denormalise", ()), _denormalised, "pixels", "denormalise"),
+        *map(_clicked, case.info.get("pyautogui", ())),
+        *written(case),
+    ]
 
 
 HANDLERS = {"dialect": dialect, "prompts": prompts, "tiling": tiles, **modern_heads.HANDLERS}
