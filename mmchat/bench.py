@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ SWITCHES = 10
 MOST_LEFT = 100e6  # bytes that switching may leave behind
 MOST_OF_NINETEEN = 0.6  # of the time that nineteen passes take, for ten
 LEAST_FASTER = 2.5  # than padding and CLIPImageProcessor
+MOST_OF_READING = 20.0  # milliseconds of CPU for 1,000 places
+MOST_OF_IMPORTING = 0.2  # seconds of CPU
 MOST_OFF = 0.15  # of the measured memory that a plan may be off
 
 
@@ -130,6 +133,38 @@ def fit() -> Iterator[tuple[str, bool]]:
         yield f"{line}, pixels {'equal' if equal else 'NOT equal'}", equal and long / ours >= LEAST_FASTER
 
 
+def read() -> Iterator[tuple[str, bool]]:
+    """CPU time of reading 1,000 places in each dialect, and of importing the dialects in a process of their own."""
+    from mmchat.dialect import DIALECTS, Json, Scene
+    from mmchat.geometry import Box
+
+    scene = Scene(tuple(Box(n / 20, 0.1, n / 20 + 0.05, 0.5) for n in range(20)), (640, 480))
+    for name, dialect in DIALECTS.items():
+        piece = f"{dialect.example} and "
+        each = sum(len(span.places) for span in dialect.read(piece, scene).spans) or 1
+        text = piece * (1000 // each)
+        if isinstance(dialect, Json):  # one long list, as such models answer
+            text = "[" + ", ".join([dialect.example.strip("[]")] * (1000 // each)) + "]"
+        times = []
+        for _ in range(15):
+            start = time.process_time()
+            dialect.read(text, scene)
+            times.append((time.process_time() - start) * 1e3)
+        line = f"read    {name:20} {statistics.median(times):5.1f} ms, at best {min(times):.1f}"
+        yield line, min(times) <= MOST_OF_READING
+    code = (
+        "import time; start, spent = time.perf_counter(), time.process_time(); import mmchat.dialect; "
+        "print(time.perf_counter() - start, time.process_time() - spent)"
+    )
+    taken = []
+    for _ in range(7):
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        taken.append([float(number) for number in told.split()])
+    wall, spent = zip(*taken, strict=True)
+    line = f"read    import mmchat.dialect: {min(spent):.3f} s of CPU, {statistics.median(wall):.3f} s by the clock"
+    yield line, min(spent) <= MOST_OF_IMPORTING
+
+
 def quickest(work: Callable[[], Any], times: int = 5) -> float:
     """Seconds of the quickest of some runs."""
     found = []
@@ -147,6 +182,7 @@ ROWS: dict[str, Callable[[], Iterator[tuple[str, bool]]]] = {
     "quantise": quantise,
     "passes": passes,
     "fit": fit,
+    "read": read,
 }
 
 

@@ -188,7 +188,8 @@ def outline(place: Place) -> Box:
     if isinstance(place, Mask):
         return place.box
     points = (place,) if isinstance(place, Point) else place.points
-    return Box(min(p.x for p in points), min(p.y for p in points), max(p.x for p in points), max(p.y for p in points))
+    across, down = [point.x for point in points], [point.y for point in points]
+    return Box(min(across), min(down), max(across), max(down))
 
 
 def clipped(place: Place) -> Place:

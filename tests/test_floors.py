@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "app": {"ui", "desk", "engines", "commands", "doctor", "translate"},
     "cli": {"commands"},
-    "bench": {"family", "desk", "engines", "nets", "prompt"},
+    "bench": {"family", "desk", "engines", "nets", "prompt", "dialect", "geometry"},
     "fetch": {"family", "models", "nets"},
     "selfcheck": {"desk", "geometry"},
     "commands": {"desk", "evaluate", "doctor", "export", "engines", "fetch", "golden", "models", "paint", "translate",

@@ -22,6 +22,14 @@ TOKEN = re.compile(
     r"\s*(?:(?P<string>\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\\n]|\\.)*')"
     rf"|(?P<number>{NUMBER})|(?P<word>[A-Za-z_]\w*)|(?P<sign>[{{}}\[\],:]))"
 )
+# A key and its value up to the comma or the bracket after it, with nothing odd in them: nearly all are such. Every
+# length in it is bounded, so that a try takes no time.
+_PLAIN = r"[-+]?\d{1,20}(?:\.\d{0,20})?"
+_BLANK = r"\s{0,20}"
+PAIR = re.compile(
+    rf"{_BLANK}\"(?P<key>\w{{1,40}})\"{_BLANK}:{_BLANK}(?:(?P<number>{_PLAIN})|\"(?P<string>[^\"\\]{{0,200}})\""
+    rf"|\[{_BLANK}(?P<list>{_PLAIN}(?:{_BLANK},{_BLANK}{_PLAIN}){{1,7}}){_BLANK}\]){_BLANK}(?P<next>,|(?=\}}))"
+)
 THINKING = re.compile(r"\s*<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
 DEEPEST = 12  # brackets in brackets; more is no list, and looking again from each of them would take for ever
 DEEPER = re.compile(rf"[\[{{]{{{DEEPEST + 1},}}")
@@ -156,6 +164,12 @@ class _Reading:
         at, prose = start, before
         found = False
         while True:
+            if levels and levels[-1].curly and not levels[-1].key and len(levels) < DEEPEST:
+                pair = PAIR.match(text, at)
+                if pair:
+                    self._pair(levels[-1], pair)
+                    at = pair.end()
+                    continue
             token = TOKEN.match(text, at)
             if token is None:
                 rest = text[at:].lstrip()
@@ -201,6 +215,25 @@ class _Reading:
             self._prose(prose)
         fence = re.compile(r"\s*```").match(text, at) if fenced else None
         return fence.end() if fence else at
+
+    def _pair(self, level: _Level, pair: re.Match[str]) -> None:
+        """A key of an object with its value, as token by token."""
+        dialect, (key, number, string, listed, comma) = self.dialect, pair.groups()
+        level.key = key
+        if number is not None:
+            self._number([level], float(number), pair.span("number"))
+        elif string is None:
+            if key in dialect.box or key in dialect.point:
+                level.places.append(([float(part) for part in listed.split(",")], pair.span("list")))
+        elif key in dialect.corners or key in dialect.spot:
+            value = _float(string)
+            if value is not None:
+                start, end = pair.span("string")
+                self._number([level], value, (start - 1, end + 1))
+        elif key in dialect.label:
+            level.label = _unquoted(f'"{string}"')
+        if comma:
+            level.key = ""
 
     def _number(self, levels: list[_Level], number: float, where: tuple[int, int]) -> None:
         if not levels:
@@ -269,7 +302,7 @@ class _Reading:
         if len(numbers) not in (2, 4):
             self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers"))
             return None
-        if not all(abs(number) < 1e12 for number in numbers):
+        if not (min(numbers) > -1e12 and max(numbers) < 1e12):
             self.dropped.append(Dropped(*where, "out of range: no finite number"))
             return None
         place = self.dialect.code.read(numbers, self.scene)
@@ -313,4 +346,6 @@ def _unquoted(text: str) -> str:
             return chr(int(code[1:], 16))
         return {"n": "\n", "t": "\t", "r": "\r", "b": "", "f": ""}.get(code, code)
 
+    if text.isascii() and "\\" not in text:
+        return text[1:-1]
     return ESCAPE.sub(plain, text[1:-1]).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -38,7 +38,8 @@ class _Reading:
         self.joints = " \t\r\n"  # what may stand between marks without being words
         self.segment = (0, 0)  # where the words since the last places begin: pieces, characters
         self.waiting: list[_Item] = []  # places whose words come after them
-        self.run: list[tuple[float, int, int]] = []
+        self.run: list[float] = []  # numbers of marks in a row that make no whole place yet, and where they stand
+        self.row = (0, 0)
         self.running: Form | None = None
         self.ordinal = 0
         self.before: _Item | None = None  # the place read last
@@ -173,18 +174,20 @@ class _Reading:
             self._flush_run()
         self.running = form
         self._gap()  # nothing stands between marks of one row
-        run = self.run
+        run, start = self.run, self.row[0]
         for mark in form.single.finditer(match.string, *match.span()):
-            run.append((float(mark[1] or "inf"), *mark.span()))
+            start = start if run else mark.start()
+            run.append(float(mark[1] or "inf"))
             if len(run) == form.run:
-                numbers, where = [number for number, _, _ in run], (run[0][1], run[-1][2])
-                self.run = run = []
-                self._place(form, numbers, where)
+                self.run = []
+                self._place(form, run, (start, mark.end()))
+                run = self.run
+        self.row = (start, match.end())
 
     def _flush_run(self) -> None:
         if not self.run or self.running is None:
             return
-        numbers, where, form = [number for number, _, _ in self.run], (self.run[0][1], self.run[-1][2]), self.running
+        numbers, where, form = self.run, self.row, self.running
         self.run = []
         if form.polygons and form.run > 8 and len(numbers) >= 6 and len(numbers) % 2 == 0:
             self._place(form, numbers, where)
