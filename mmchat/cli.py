@@ -104,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--phrase", metavar="P")
 
     one = command("models", commands.models, "the models, where their weights are, what is missing")
+    one.add_argument("--markdown", action="store_true", help="the families behind them instead, as docs/families.md")
     one.add_argument("--json", action="store_true")
     one.add_argument("--check", metavar="NAME", help="open this one and check its tokens and its recorded answer")
     one.add_argument(

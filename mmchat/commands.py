@@ -112,6 +112,11 @@ def models(options: argparse.Namespace, out: TextIO) -> int:
         raise ValueError("--record needs --check NAME: say of which model the answer is recorded.")
     if options.check:
         return checked(options.check, options.record, out)
+    if options.markdown:
+        from mmchat import catalogue
+
+        print(catalogue.markdown(), file=out)
+        return 0
     from mmchat.doctor import models as rows
 
     if options.json:

@@ -1,0 +1,43 @@
+"""The document of the families is what their records say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmchat import catalogue, family
+from mmchat.cli import main
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+
+
+def test_the_document_is_what_the_records_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--markdown"]) == 0
+    told = capsys.readouterr().out
+    assert DOCUMENT.read_text("utf-8") == told, (
+        "docs/families.md is old: run `python -m mmchat models --markdown > docs/families.md`"
+    )
+    assert all(f"\n| {name} | " in told for name in family.names())
+
+
+def test_every_row_fills_every_column() -> None:
+    for line in catalogue.markdown().splitlines():
+        if line.startswith("| "):
+            cells = line.replace("\\|", "").strip("|").split("|")
+            assert len(cells) == len(catalogue.HEAD) and all(cell.strip() for cell in cells), line
+
+
+def test_what_is_counted_as_verified_lies_there() -> None:
+    cases = [path for path in (catalogue.GOLDEN / "kosmos-2").glob("*.safetensors")]
+    whole = sum(path.name.startswith("whole") for path in cases)
+    said = catalogue.verified("kosmos2")
+    assert f"{whole} of the whole model" in said and f"{len(cases) - whole} of parts" in said
+    assert "published names" in said and catalogue.verified("pocket").startswith("no original")
+
+
+@pytest.mark.parametrize(("name", "in_", "out"), [("qwen3_vl", "250, 400", "bbox_2d"), ("shikra", "[0.250,", "it [")])
+def test_the_roads_are_the_familys_own(name: str, in_: str, out: str) -> None:
+    record = family.load(name)
+    told = catalogue.roads(record, record.frame(record.dwarf))
+    assert in_ in told[0] and out in told[1]
