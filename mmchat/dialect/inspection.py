@@ -17,8 +17,8 @@ from mmchat.dialect.spans import Grounded, Scene, home
 from mmchat.geometry import Box, Fit, Frame, Place, Placement
 
 Corners = Literal["corners", "y first", "centre and size"]
-SCALES = (1.0, 100.0, 999.0, 1000.0, 1024.0, 0.0)  # 0: pixels
-FITS: tuple[Fit, ...] = ("squash", "pad", "pad_end")
+SCALES = (1.0, 100.0, 99.0, 999.0, 1000.0, 1024.0, 0.0)  # 0: pixels
+FITS: tuple[Fit, ...] = ("squash", "pad", "pad_end", "crop")
 ORDERS: tuple[Corners, ...] = ("corners", "y first", "centre and size")
 
 
@@ -53,7 +53,7 @@ class View:
     def name(self) -> str:
         """Words for it: "/1000, padded, y first"."""
         scale = {0.0: "pixels", 1.0: "0 to 1"}.get(self.scale, f"/{self.scale:g}")
-        fit = {"squash": "squashed", "pad": "padded", "pad_end": "padded at the end"}[self.fit]
+        fit = {"squash": "squashed", "pad": "padded", "pad_end": "padded at the end", "crop": "cropped"}[self.fit]
         return ", ".join([scale, fit, *([] if self.order == "corners" else [self.order])])
 
 
@@ -93,7 +93,8 @@ def placed(size: tuple[int, int], seen: tuple[int, int] | None, fit: Fit) -> Pla
     """Where the picture lies in what the model saw; without `seen`, unresized."""
     if fit == "squash":
         return Placement(size, seen or size, (1.0, 1.0), (0.0, 0.0))
-    return replace(Frame(max(size), fit).place(size), fitted=(max(seen or size),) * 2)
+    side = min if fit == "crop" else max
+    return replace(Frame(side(size), fit).place(size), fitted=(side(seen or size),) * 2)
 
 
 def _spoken(dialect: Marks | Json, scale: float, order: Corners) -> Marks | Json:
