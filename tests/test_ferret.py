@@ -205,7 +205,14 @@ def test_features_are_read_at_the_transposed_place():
     assert read.tolist()[0] == pytest.approx([20.125, 2.3], abs=1e-4)  # row from x, column from y
 
 
-@pytest.mark.parametrize("places", [5, 512, 4000])
+def test_places_are_counted_column_by_column():
+    mask = torch.rand(30, 17, generator=torch.Generator().manual_seed(0)) > 0.7
+    expected = mask.nonzero() / torch.tensor([30, 17])
+    assert torch.equal(sampler.positions(mask, torch.arange(len(expected))), expected)
+    assert torch.equal(sampler.positions(mask, torch.tensor([9, 3, 3])), expected[[9, 3, 3]])
+
+
+@pytest.mark.parametrize("places", [5, 512, 4000, 90_000_000])
 def test_as_many_points_are_drawn_as_the_sampler_takes(places):
     net = RegionSampler(6, 8)
     picked = net.choose(places).points
@@ -226,7 +233,7 @@ def test_centres_are_far_from_each_other_and_neighbours_near():
 
 def test_an_empty_mask_and_an_unknown_pooling_are_refused():
     with pytest.raises(ValueError, match="covers no pixel"):
-        sampler.positions(torch.zeros(3, 4))
+        RegionSampler(6, 8)(torch.zeros(6, 4, 4), torch.zeros(3, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="max or mean"):
         RegionSampler(6, 8, pool="sum")
 

@@ -181,7 +181,7 @@ def sampled(case: Case, dtype: torch.dtype) -> Outputs:
     steps: list[dict[str, torch.Tensor]] = []
     for region, (picture, mask) in enumerate(drawn(given)):
         choices = recorded(given, region, len(net.centres))
-        points = sampler.positions(mask)[choices.points].to(dtype)
+        points = sampler.positions(mask, choices.points).to(dtype)
         features = sampler.transposed(levels[picture], points)
         step = {"points": points, "point_features": features}
         if region == 0:

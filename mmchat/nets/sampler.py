@@ -75,9 +75,8 @@ class RegionSampler(nn.Module):
 
     def forward(self, level: torch.Tensor, mask: torch.Tensor, choices: Choices | None = None) -> torch.Tensor:
         """level [c, h, w] of the whole picture, mask [W, H] (x first) with something in it -> [language width]."""
-        places = positions(mask)
-        choices = choices or self.choose(len(places))
-        points = places[choices.points.to(places.device)].to(level)
+        choices = choices or self.choose(int(mask.count_nonzero()))
+        points = positions(mask, choices.points.to(mask.device)).to(level)
         features = transposed(level, points)
         for stage in range(len(self.centres)):
             points, features = self.stage(stage, points, features, choices)
@@ -89,12 +88,15 @@ class RegionSampler(nn.Module):
         Which region it is shows in its places alone, so that the same one always gives the same vector.
         """
         generator = torch.Generator().manual_seed(seed)
-        if places >= self.points:
-            picked = torch.randperm(places, generator=generator)[: self.points]
-            picked = torch.arange(places) if places == self.points else picked
-        else:
-            again = torch.randint(places, (self.points - places,), generator=generator)
+        if places <= self.points:
+            again = torch.randint(max(places, 1), (self.points - places,), generator=generator)
             picked = torch.cat((torch.arange(places), again))
+        else:
+            if places > 64 * self.points:  # so many that hardly one is drawn twice: no need to shuffle millions
+                some = torch.randint(places, (4 * self.points,), generator=generator).unique()
+            else:
+                some = torch.arange(places)
+            picked = some[torch.randperm(len(some), generator=generator)[: self.points]]
         left = (self.points, *self.centres[:-1])
         return Choices(picked, tuple(int(torch.randint(count, (1,), generator=generator)) for count in left))
 
@@ -127,15 +129,21 @@ class RegionSampler(nn.Module):
         return self.dim_projector(self.flatten_projector(features.flatten()))
 
 
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Places (x, y) of a mask [W, H] in the unit square, x by x, without half a pixel's shift: float32 [n, 2].
+def positions(mask: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The `wanted` [n] of a mask's places, counted x by x over the mask [W, H]: (x, y) in the unit square, without half
+    a pixel's shift, float32 [n, 2]. ValueError for an empty mask.
 
-    ValueError for an empty mask.
+    A picture may have a hundred million places: only the wanted ones are written out.
     """
-    found = mask.nonzero()
-    if not len(found):
+    mask = mask.bool()
+    until = mask.sum(1).cumsum(0)
+    if not until[-1]:
         raise ValueError("A region covers no pixel of the picture: draw it larger.")
-    return found / torch.tensor(mask.shape, device=mask.device)
+    x = torch.searchsorted(until, wanted, right=True)
+    columns = mask[x]
+    number = wanted - (until[x] - columns.sum(1)) + 1  # which of its column's places, from 1
+    y = (columns.cumsum(1) == number[:, None]).int().argmax(1)
+    return torch.stack((x, y), 1) / torch.tensor(mask.shape, device=mask.device)
 
 
 def transposed(level: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -149,7 +157,7 @@ def transposed(level: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 def averaged(level: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The plainer road of the repository (`region_fea_adapter`): the mean [c] over all of a mask's places."""
-    return transposed(level, positions(mask)).mean(0)
+    return transposed(level, positions(mask, torch.arange(int(mask.count_nonzero())))).mean(0)
 
 
 def farthest(points: torch.Tensor, count: int, start: int) -> torch.Tensor:
