@@ -1,4 +1,4 @@
-"""The command line: python -m mmchat ask | read | write | models | fetch | save | index | golden | evaluate | doctor | export.
+"""The command line: python -m mmchat ask, read, write, models, fetch, save, index, golden, evaluate, doctor, export.
 
 JSON goes to standard output alone, everything else to standard error. Exit status: 0; 2 with one sentence (cause and
 remedy) for what a user can mend; 1 from `golden` where a case fails. torch, gradio and drawing libraries take seconds

@@ -13,6 +13,7 @@ from html import escape
 from mmchat.desk import MENTION, Answer, Turn
 from mmchat.geometry import Box, Mask, Place, Point
 from mmchat.paint import colour
+from mmchat.ui.found import pictures_html
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def talk_html(talk: Talk, welcome: str = "", tasks: dict[str, str] | None = None
 def _answered(exchange: Exchange, turn: int) -> str:
     answer = exchange.answer
     state = "running" if exchange.running else exchange.ended or "done"
-    body = answer_html(answer, turn) if answer is not None else ""
+    body = answer_html(answer, turn) + pictures_html(answer) if answer is not None else ""
     if exchange.running:
         body += '<span class="mm-caret" aria-hidden="true"></span>'
         if answer is None or not answer.text:
@@ -160,7 +161,11 @@ def _foot(exchange: Exchange) -> str:
         parts.append("stopped")
     if answer is not None:
         places = sum(len(span.places) for span in answer.spans)
-        parts.append("no places" if not places else "1 place" if places == 1 else f"{places} places")
+        if answer.pictures:
+            count = len(answer.pictures)
+            parts.append("1 picture of yours" if count == 1 else f"{count} pictures of yours")
+        else:
+            parts.append("no places" if not places else "1 place" if places == 1 else f"{places} places")
         if answer.dropped:
             parts.append(f"{len(answer.dropped)} left out, see Details")
         parts += [escape(str(value)) for name, value in answer.notes if name == "hint"]
