@@ -209,6 +209,26 @@ def test_a_mark_in_an_answer_searches_too(engine, gallery, picture, monkeypatch)
     engine.searching.file.unlink()
 
 
+def test_the_page_shows_the_pictures_found_in_the_talk(engine, gallery, picture):
+    from mmchat.ui import steps, words
+    from mmchat.ui.canvas import surface_of
+
+    strange = gallery / '"><b>x.png'
+    (gallery / "white.png").rename(strange)
+    engine.searching.build(gallery, lambda *_: None)
+    picture.save(gallery / "asked.png")
+    surface, desk = surface_of(str(gallery / "asked.png"), str(gallery / ".cache")), Desk(engine)
+    talk = steps.begin(desk, surface, (), "a red cup", "pictures")
+    *_, talk = steps.speak(desk, surface, talk)
+    shown = words.talk_html(talk)
+    assert shown.count('<img src="data:image/jpeg;base64,') == 3 and "3 pictures of yours" in shown
+    assert "said nothing" not in shown and "<b>x" not in shown and str(gallery) not in shown
+    for one in talk[-1].answer.pictures:
+        Path(one.path).unlink()
+    assert words.talk_html(talk).count("cannot be opened any more") == 3
+    engine.searching.file.unlink()
+
+
 def test_what_has_not_changed_is_not_looked_at_again(engine, gallery):
     engine.searching.build(gallery, lambda *_: None)
     seen = []
