@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mmchat.dialect import Dropped, Scene, Span, confidence, home, inspect
+from mmchat.dialect import Dropped, Moment, Scene, Span, confidence, home, inspect
 from mmchat.family import Engine, Limits, Picture, Said, Sight, Trace
 from mmchat.geometry import Place, Placement, Region, clipped, outline
-from mmchat.prompt import Piece, Slot, Turn
+from mmchat.prompt import Piece, Slot, Turn, unknown_mentions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,8 +44,8 @@ class Answer:
     """An answer so far. Places are in the unit square of the upright original.
 
     `scores[i][j]` is the confidence of `spans[i].places[j]` or None. `raw` is what the model wrote and becomes the next
-    assistant turn. `pictures` are files of the user's that the model answers with. `notes` are (name, value): encoder_runs, prefilled_tokens, new_tokens, waiting (how many are ahead),
-    hint (a sentence; there may be several).
+    assistant turn. `pictures` are files of the user's that the model answers with. `notes` are (name, value):
+    encoder_runs, prefilled_tokens, new_tokens, waiting (how many are ahead), hint (a sentence; there may be several).
     """
 
     text: str
@@ -56,6 +56,7 @@ class Answer:
     done: bool = False
     notes: tuple[tuple[str, object], ...] = ()
     pictures: tuple[Picture, ...] = ()
+    moments: tuple[Moment, ...] = ()  # stretches of a video or a sound
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ class Desk:
             if places and not any(_alike(places, other) for other in known):
                 known.append(places)
                 read = view.answer
-                kept = replace(answer, text=read.text, spans=read.spans, scores=(), dropped=read.dropped)
+                kept = replace(
+                    answer, text=read.text, spans=read.spans, scores=(), dropped=read.dropped, moments=read.moments
+                )
                 found.append((view.name, kept))
         return tuple(found[:most]) if len(found) > 1 else ()
 
@@ -257,7 +260,15 @@ class Desk:
         if said.done and said.counters.get("new_tokens", 0) >= limits.new_tokens:
             notes.append(("hint", f"The answer was cut off after {limits.new_tokens} tokens: raise the limit."))
         return Answer(
-            grounded.text, said.text, grounded.spans, scores, grounded.dropped, said.done, tuple(notes), said.pictures
+            grounded.text,
+            said.text,
+            grounded.spans,
+            scores,
+            grounded.dropped,
+            said.done,
+            tuple(notes),
+            said.pictures,
+            grounded.moments,
         )
 
 
@@ -332,13 +343,11 @@ def fitted(region: Region, placement: Placement) -> Region:
 
 
 def wrong_numbers(turns: list[Turn], drawn: int) -> list[str]:
-    """A hint for each @number in the last question that no region has."""
-    wanted = dict.fromkeys(int(number) for number in MENTION.findall(turns[-1].text))
+    """A hint for each @number in the last question that no region has, however it is written."""
     have = ", ".join(f"@{number}" for number in range(1, drawn + 1)) or "none"
     return [
-        f"There is no region @{number} (drawn: {have}): it was read as plain words."
-        for number in wanted
-        if not 1 <= number <= drawn
+        f"There is no region {mention} (drawn: {have}): it was read as plain words."
+        for mention in unknown_mentions(turns[-1].text, drawn)
     ]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mmchat.dialect import Dropped, Grounded, Span
+from mmchat.dialect import Dropped, Grounded, Moment, Span
 from mmchat.geometry import Box, Mask, Place, Point, Polygon, outline
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ def _spans_json(answer: Answered, size: tuple[int, int]) -> dict[str, Any]:
             listed.append({**place_json(place, size), "score": _score(answer, index, number), "region": region})
         phrase = answer.text[span.start : span.end]
         spans.append({"start": span.start, "end": span.end, "phrase": phrase, "places": listed})
+    for moment in getattr(answer, "moments", ()):  # a stretch of time is a place of another kind
+        stretch = {"kind": moment.kind, "first": moment.first, "last": moment.last, "score": None, "region": None}
+        phrase = answer.text[moment.start : moment.end]
+        spans.append({"start": moment.start, "end": moment.end, "phrase": phrase, "places": [stretch]})
     dropped = [{"start": item.start, "end": item.end, "reason": item.reason} for item in answer.dropped]
     return {"spans": spans, "dropped": dropped}
 
@@ -108,13 +112,17 @@ def place_json(place: Place, size: tuple[int, int]) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any], size: tuple[int, int]) -> Grounded:
     """A reading from the JSON of `ask` or `read`."""
-    spans = []
+    spans, moments = [], []
     for span in data["spans"]:
+        stretches = [place for place in span["places"] if place["kind"] == Moment.kind]
+        moments += [Moment(span["start"], span["end"], place["first"], place["last"]) for place in stretches]
+        if stretches:
+            continue
         places = tuple(_place_from_json(place, size) for place in span["places"])
         regions = tuple(place.get("region") for place in span["places"])
         spans.append(Span(span["start"], span["end"], places, ((0, 0),) * len(places), regions))
     dropped = tuple(Dropped(item["start"], item["end"], item["reason"]) for item in data.get("dropped", ()))
-    return Grounded(data["text"], tuple(spans), dropped)
+    return Grounded(data["text"], tuple(spans), dropped, tuple(moments))
 
 
 def _place_from_json(data: Mapping[str, Any], size: tuple[int, int]) -> Place:

@@ -262,6 +262,12 @@ def _regions(match: re.Match[str], known: int) -> tuple[int, ...]:
     return (number,) if 1 <= number <= known else ()
 
 
+def unknown_mentions(text: str, known: int) -> list[str]:
+    """Each mention of a region in `text`, as it is written, that none of `known` regions answers to, once."""
+    unknown = (match.group() for match in _MENTION.finditer(text) if not _regions(match, known))
+    return list(dict.fromkeys(unknown))
+
+
 def _mentioned(text: str, regions: Sequence[Region], mention: Mention, typed: bool = False) -> tuple[Piece, ...]:
     """@1, @2 ... turned into what the family says for them; an @number that no region has stays text. `typed`: all else
     in slots.

@@ -290,3 +290,10 @@ def test_a_damaged_recording_is_named(tmp_path):
     (tmp_path / "a.json").write_text('{"answers": [{"question": "("}]}')
     with pytest.raises(ValueError, match="a.json is no recording"):
         recordings(tmp_path)
+
+
+@pytest.mark.parametrize("mention", ["<region9>", "[region9]"])
+def test_a_wrong_number_is_a_hint_in_every_form_of_it(mention):
+    said = hints(answers(ask(f"bus {mention}", BOX))[-1])
+    assert f"There is no region {mention} (drawn: @1): it was read as plain words." in said
+    assert not any("no region" in hint for hint in hints(answers(ask("bus <region1> [region0]", BOX))[-1]))

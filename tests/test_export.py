@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmchat import export
-from mmchat.dialect import Dropped, Grounded, Span
+from mmchat.dialect import DIALECTS, Dropped, Grounded, Span
 from mmchat.geometry import Box, Mask, Point, Polygon, outline
 
 SIZE = (640, 480)
@@ -31,6 +31,7 @@ class Said:
     scores: tuple[tuple[float | None, ...], ...]
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[tuple[str, Any], ...] = ()
+    pictures: tuple[Any, ...] = ()
 
 
 ANSWER = Said(
@@ -143,3 +144,14 @@ def test_label_studio_counts_in_percent() -> None:
     }  # fmt: skip
     assert first["score"] == 0.9 and outline_["type"] == "polygonlabels" and mask["value"]["width"] == 10
     assert json.loads(json.dumps(task)) == task
+
+
+def test_a_stretch_of_time_is_a_place_of_kind_span_and_comes_back():
+    text = "a dog barks {0.12,0.4}"
+    data = export.reading_json(DIALECTS["groundinggpt"].read(text), SIZE)
+    (place,) = data["spans"][-1]["places"]
+    assert place == {"kind": "span", "first": 0.12, "last": 0.4, "score": None, "region": None}
+    read = export.from_json(json.loads(json.dumps(data)), SIZE)
+    (moment,) = read.moments
+    assert (moment.first, moment.last) == (0.12, 0.4) and not read.spans
+    assert read.text[moment.start : moment.end] == data["spans"][-1]["phrase"]

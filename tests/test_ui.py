@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mmchat.desk import Answer, Desk, Limits
-from mmchat.dialect import Span
+from mmchat.dialect import Moment, Span
 from mmchat.engines.replay import Recorded, ReplayEngine
 from mmchat.geometry import Box, Point
 
@@ -417,3 +417,8 @@ def test_an_answer_without_numbers_or_without_an_answer_cannot_be_compared(desk:
     talk = said(desk, laid, "numbers please")
     with pytest.raises(ValueError, match="no longer there"):
         steps.read_as(desk, laid, talk, 99)
+
+
+def test_a_stretch_of_time_stands_behind_the_words():
+    html = words.answer_html(Answer("<a> dog", "", moments=(Moment(0, 7, 0.125, 0.5),)), 0)
+    assert html.startswith("&lt;a&gt; dog ") and "0.125 to 0.5" in html and "<a>" not in html

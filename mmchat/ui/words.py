@@ -7,13 +7,17 @@ places as data (unit square of the upright picture), so the drawing surface show
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from dataclasses import dataclass, replace
 from html import escape
+from io import BytesIO
 
-from mmchat.desk import MENTION, Answer, Turn
+from mmchat.desk import MENTION, Answer, Moment, Turn
 from mmchat.geometry import Box, Mask, Place, Point
 from mmchat.paint import colour
 from mmchat.ui.found import pictures_html
+
+SHAPE = 256  # pixels of a mask's longer side in the page
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,26 @@ def _place(place: Place) -> dict[str, object]:
         return {"kind": "point", "point": _rounded(place.x, place.y)}
     if isinstance(place, Mask):
         box = place.box
-        return {"kind": "mask", "box": _rounded(box.x0, box.y0, box.x1, box.y1)}
+        return {"kind": "mask", "box": _rounded(box.x0, box.y0, box.x1, box.y1), "shape": _shape(place)}
     return {"kind": "polygon", "points": [_rounded(point.x, point.y) for point in place.points]}
+
+
+def _shape(mask: Mask) -> str:
+    """What lies inside the mask's box, as the address of a small picture that is clear where the mask is not."""
+    import numpy as np  # masks are rare, and the page starts without it
+    from PIL import Image
+
+    cells = mask.array()
+    rows, columns = cells.any(1).nonzero()[0], cells.any(0).nonzero()[0]
+    if not len(rows):
+        return ""
+    inside = cells[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    alpha = Image.fromarray(inside.astype(np.uint8) * 255)
+    alpha.thumbnail((SHAPE, SHAPE), Image.Resampling.BILINEAR)
+    picture = Image.new("LA", alpha.size)
+    picture.putalpha(alpha)
+    picture.save(made := BytesIO(), "PNG")
+    return "data:image/png;base64," + b64encode(made.getvalue()).decode()
 
 
 def _rounded(*values: float) -> list[float]:
@@ -94,7 +116,16 @@ def answer_html(answer: Answer, turn: int) -> str:
         parts.append(_phrase(found, answer.text[start:stop], turn))
         end = stop
     parts.append(escape(answer.text[end:]))
+    parts += [_moment(answer, moment) for moment in answer.moments]
     return "".join(parts).replace("\n", "<br>")
+
+
+def _moment(answer: Answer, moment: Moment) -> str:
+    """A stretch of a video or a sound: nothing to draw, so words."""
+    words = answer.text[moment.start : moment.end].strip() or "here"
+    stretch = f"{moment.first:g} to {moment.last:g}"
+    title = escape(f"{words}: from {moment.first:g} to {moment.last:g} of the length")
+    return f' <span class="mm-badge" title="{title}">{escape(words)} {stretch}</span>'
 
 
 def _phrase(found: dict[str, object], words: str, turn: int) -> str:
