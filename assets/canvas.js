@@ -97,7 +97,8 @@ function drawPlace(phrase, found, number) {
     const [w, h] = [box[2] - box[0] || 1, box[3] - box[1] || 1];
     made.style.clipPath = `polygon(${found.points.map(([x, y]) => `${((x - box[0]) / w) * 100}% ${((y - box[1]) / h) * 100}%`).join(',')})`;
   }
-  if (phrase.text.trim()) made.append(part('span', 'mm-tag', phrase.text));
+  if (found.shape) made.style.maskImage = `url(${found.shape})`;
+  if (phrase.text.trim() && !found.shape) made.append(part('span', 'mm-tag', phrase.text));
   return made;
 }
 

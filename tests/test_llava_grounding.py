@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from base64 import b64decode
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import dwarfs
@@ -16,7 +18,8 @@ import torch
 from PIL import Image
 from transformers import SwinBackbone, SwinConfig
 
-from mmchat.desk import Ask, Desk, Limits, Turn
+from mmchat.desk import Answer, Ask, Desk, Limits, Turn
+from mmchat.dialect import Span
 from mmchat.engines import local
 from mmchat.engines.local import LocalEngine
 from mmchat.engines.tokens import Tokens
@@ -28,6 +31,7 @@ from mmchat.nets.model import Located
 from mmchat.nets.openseed import matched
 from mmchat.nets.swin import Swin
 from mmchat.prompt import Slot
+from mmchat.ui.words import phrases
 
 SIZES = keylists.VICUNA_7B | {"VOCAB": 32003}
 VICUNA_7B = {**keylists.language(SIZES, 32), "mm_hidden_size": 1024, "mm_vision_select_layer": -2}
@@ -202,6 +206,17 @@ def test_known_boxes_land_on_a_wide_picture(engine, monkeypatch):
     (mask,) = [place for place in hill.places if isinstance(place, Mask)]
     assert mask.size == (300, 100) and hill.places.index(mask) == 1
     assert mask.box.iou(Box(0.5, 0.3125, 43 / 48, 0.875)) > 0.97
+
+
+def test_the_page_shows_a_mask_in_its_shape():
+    cells = np.zeros((40, 60), bool)
+    cells[10:30, 20:40] = True
+    cells[15:20, 25:30] = False
+    answer = Answer("a ring", "a ring", (Span(0, 6, (Mask.from_array(cells),)),), ((None,),))
+    ((place,),) = [found["places"] for found in phrases(answer)]
+    assert place["kind"] == "mask" and place["box"] == pytest.approx([1 / 3, 1 / 4, 2 / 3, 3 / 4], abs=1e-6)
+    with Image.open(BytesIO(b64decode(place["shape"].partition(",")[2]))) as shown:
+        assert np.array_equal(np.asarray(shown.getchannel("A")) > 0, cells[10:30, 20:40])
 
 
 def test_the_head_is_asked_with_the_states_that_wrote_the_marks(engine, picture, monkeypatch):
