@@ -186,6 +186,17 @@ def test_a_box_holds_the_pixel_at_its_far_edge():
     assert shape(Region("box", Box(0, 0, 1, 1)), WIDE).all()
 
 
+def test_a_line_is_as_wide_as_a_brush_and_a_dab_of_it_is_a_point():
+    line = shape(region({"kind": "scribble", "points": [[0.2, 0.5], [0.7, 0.5]]}), WIDE)
+    assert line.any(1).sum() == pytest.approx(300, abs=11) and line[300].nonzero().flatten().tolist() == [
+        *range(95, 106)
+    ]
+    dab = shape(region({"kind": "scribble", "points": [[0.5, 0.5]]}), WIDE)
+    assert torch.equal(dab, shape(region({"kind": "point", "points": [[0.5, 0.5]]}), WIDE))
+    corner = shape(region({"kind": "polygon", "points": [[0, 0], [0.5, 0], [0, 0.5]]}), WIDE)
+    assert corner[10, 10] and not corner[290, 90] and corner.sum() == pytest.approx(15_000, rel=0.05)
+
+
 def test_a_mask_of_other_cells_covers_the_same_part_and_is_never_empty():
     cells = np.zeros((4, 6), bool)
     cells[1:3, 2:4] = True

@@ -50,7 +50,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPES = ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 2), (2, 3))
 
 
-def tasks(shown: str) -> tuple[Task, ...]:
+def tasks(shown: str = " Tell me the coordinates in response.") -> tuple[Task, ...]:
     """Ways of asking; `shown` is added where places are wanted."""
     return (
         Task("free", "Ask freely"),
@@ -60,9 +60,6 @@ def tasks(shown: str) -> tuple[Task, ...]:
         Task("several", "Find several things", "What are the locations of {text}?"),
         Task("region", "Name my region", "What is the class of object {text}?", needs="region"),
     )
-
-
-TASKS = tasks(" Tell me the coordinates in response.")
 
 
 class Local(nn.Module):
@@ -221,13 +218,13 @@ def shape(region: Region, size: Size) -> torch.Tensor:
     A point is the window around it, a line what a brush would paint along it; an outline and a mask are what they
     cover.
     """
-    if region.kind == "point":
+    if len(region.points) == 1:
         return area(within((region.points[0].x, region.points[0].y), size), size)
     box = region.box
     whole = area(within((box.x0, box.y0, box.x1, box.y1), size), size)
     if region.kind == "box":
         return whole
-    painted = whole & (covered(region, size) if region.mask is not None else painted_on(region, size))
+    painted = painted_on(region, size) if region.mask is None else covered(region, size)
     return painted if painted.any() else whole
 
 
@@ -280,7 +277,7 @@ def speaks(config: Mapping[str, Any]) -> Template:
     if config.get("local_vision_config"):
         return tight(TEMPLATES["ferret_v1"], tasks("\nInclude the coordinates for each mentioned object."))
     if kind not in ("ferret_llama", "ferret_gemma"):
-        return tight(TEMPLATES["ferret_v1"], TASKS)
+        return tight(TEMPLATES["ferret_v1"], tasks())
     asked = tasks("\nProvide the bounding boxes of the mentioned objects.")
     if kind == "ferret_gemma":
         return replace(TEMPLATES["ferret_gemma_instruct"], tasks=asked)
@@ -324,7 +321,7 @@ FAMILY = Family(
     name="ferret",
     title="Ferret",
     about="Answers about a point, a box, a line or any shape that you draw, and says with boxes what it talks about.",
-    template=tight(TEMPLATES["ferret_v1"], TASKS),
+    template=tight(TEMPLATES["ferret_v1"], tasks()),
     dialect=DIALECTS["ferret"],
     frame=frame,
     build=Ferret,
