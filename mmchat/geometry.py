@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 Pixels = tuple[float, float, float, float]
-Fit = Literal["squash", "pad", "pad_end", "crop", "native"]
+Fit = Literal["squash", "pad", "pad_end", "crop", "native", "tiles"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 SQUARE_LIMIT = (
@@ -410,7 +410,8 @@ class Frame:
     that; `pad_end` puts it at the top left; `crop` brings the short side to `side` and keeps the middle. Steps and
     rounding are those of CLIPImageProcessor and LLaVA's expand2square, on 8-bit values, with PIL's antialiased filters.
     `native` keeps size and shape as well as `factor` and `area` (least and most pixels) allow, as `native` says; `side`
-    is then that of a usual picture.
+    is then that of a usual picture. `tiles` squashes it onto a grid of squares, `tiles` (least and most) in all, as
+    `tiling` says; `views` tells where the picture lies in each of them.
     """
 
     side: int
@@ -421,9 +422,10 @@ class Frame:
     resample: Resample = "bicubic"
     factor: int = 28
     area: tuple[int, int] = (56 * 56, 28 * 28 * 1280)
+    tiles: tuple[int, int] = (1, 12)
 
     def fit(self, image: Image.Image) -> tuple[np.ndarray, Placement]:
-        """An upright RGB picture as float32 [3, height, width] (`side` each, but where the way is native), RGB,
+        """An upright RGB picture as float32 [3, height, width] (`side` each; native and tiles give others), RGB,
         (value / 255 - mean) / std, and its Placement.
         """
         import numpy as np  # kept off the path of the dialects
@@ -443,7 +445,7 @@ class Frame:
         square, filter_ = (self.side, self.side), Image.Resampling[self.resample.upper()]
         if self.way == "squash":
             return squashed(image, self.side, filter_), placement
-        if self.way == "native":
+        if self.way in ("native", "tiles"):
             return image.resize(placement.fitted, filter_), placement
         if self.way == "crop":
             return self._cropped(image, placement, filter_), placement
@@ -465,6 +467,9 @@ class Frame:
             return Placement(size, fitted, (1.0, 1.0), (0.0, 0.0))
         if self.way == "native":
             return Placement(size, native(size, self.factor, *self.area), (1.0, 1.0), (0.0, 0.0))
+        if self.way == "tiles":
+            across, down = tiling(size, *self.tiles, self.side)
+            return Placement(size, (across * self.side, down * self.side), (1.0, 1.0), (0.0, 0.0))
         if self.way == "crop":
             short = min(size)
             width, height = (int(self.side * length / short) for length in size)
@@ -474,6 +479,19 @@ class Frame:
             )
         (width, height), side, left, top = self._square(size)
         return Placement(size, fitted, (width / side, height / side), (left / side, top / side))
+
+    def views(self, size: tuple[int, int]) -> tuple[Placement, ...]:
+        """Where a picture of `size` lies in each square that the model sees: the tiles row by row, and behind several
+        the whole picture squashed; of the other ways the one placement.
+        """
+        whole = self.place(size)
+        if self.way != "tiles":
+            return (whole,)
+        square = (self.side, self.side)
+        across, down = (length // self.side for length in whole.fitted)
+        grid = [(float(-column), float(-row)) for row in range(down) for column in range(across)]
+        out = [Placement(size, square, (float(across), float(down)), offset) for offset in grid]
+        return (*out, Placement(size, square, (1.0, 1.0), (0.0, 0.0))) if len(out) > 1 else tuple(out)
 
     def _square(self, size: tuple[int, int]) -> tuple[tuple[int, int], int, int, int]:
         """Size of the picture inside the square, side of that square before resizing, offset from left and top."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from mmchat.dialect import DIALECTS, Scene, home
 from mmchat.geometry import (
     Box,
     Frame,
@@ -28,7 +29,7 @@ from mmchat.geometry import (
 
 GOLDEN = Path(__file__).parent / "golden" / "geometry"
 SHAPES = [(12, 1), (6, 1), (4, 1), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (1, 2), (1, 4), (1, 6), (1, 12)]
-WAYS = ["squash", "pad", "pad_end", "crop"]
+WAYS = ["squash", "pad", "pad_end", "crop", "native", "tiles"]
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -103,9 +104,50 @@ def test_the_placement_says_where_a_painted_patch_went(shape: tuple[int, int], w
     image.paste((255, 255, 255), patch)
     values, placement = Frame(224, way, fill=(0, 0, 0)).fit(image)
     rows, columns = np.nonzero(values[0] > 0.5)
-    seen = Box((columns.min()) / 224, rows.min() / 224, (columns.max() + 1) / 224, (rows.max() + 1) / 224)
+    fitted = (values.shape[2], values.shape[1])
+    assert placement.fitted == fitted
+    seen = Box.from_pixels((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), fitted)
     told = placement.into(Box.from_pixels(patch, image.size)).clipped()
-    assert flat(seen) == pytest.approx(flat(told), abs=1.01 / 224)
+    assert seen.pixels(fitted) == pytest.approx(told.pixels(fitted), abs=1.01)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_view_of_a_tiled_picture_shows_its_part(shape: tuple[int, int]) -> None:
+    """The tiles cut from the fitted picture hold what their placements say, and the last view shows the whole."""
+    width, height = size = (shape[0] * 40, shape[1] * 40)
+    patch = (round(width * 0.3), round(height * 0.3), round(width * 0.8), round(height * 0.8))
+    image = Image.new("RGB", size)
+    image.paste((255, 255, 255), patch)
+    frame = Frame(112, "tiles")
+    values, placement = frame.fit(image)
+    views = frame.views(size)
+    across, down = tiling(size, side=112)
+    assert len(views) == across * down + (across * down > 1)
+    box = Box.from_pixels(patch, size)
+    for number, view in enumerate(views[: across * down]):
+        row, column = divmod(number, across)
+        tile = values[0, row * 112 : row * 112 + 112, column * 112 : column * 112 + 112] > 0.5
+        seen = view.into(box).clipped()
+        if not tile.any() or seen.area <= 0:
+            assert tile.mean() < 0.02 and seen.area < 0.02
+            continue
+        rows, columns = tile.nonzero()
+        painted = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert seen.pixels((112, 112)) == pytest.approx(painted, abs=1.01)
+        assert flat(view.back(view.into(box))) == pytest.approx(flat(box), abs=1e-9)
+    assert views[-1].scale == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("name", "way"), [("qwen2_5_vl", "native"), ("internvl", "tiles"), ("qwen3_vl", "native")])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_models_numbers_come_home_through_its_frame(shape: tuple[int, int], name: str, way: str) -> None:
+    size = (shape[0] * 61, shape[1] * 53)
+    placement = Frame(448, way).place(size)
+    box = Box(0.11, 0.23, 0.71, 0.97)
+    scene = Scene(size=placement.fitted)
+    answer = home(DIALECTS[name].read(DIALECTS[name].write((placement.into(box),), "it", scene), scene), placement)
+    step = 1 / min(*placement.fitted, 1000)
+    assert flat(answer.spans[0].places[0]) == pytest.approx(flat(box), abs=step)
 
 
 def test_a_padded_mask_comes_home() -> None:
@@ -123,7 +165,7 @@ def test_an_odd_pad_is_rounded_down_as_llava_does() -> None:
 
 
 def test_a_picture_1_to_1000_is_fitted_without_growing() -> None:
-    for way in WAYS:
+    for way in ("squash", "pad", "pad_end", "crop"):
         values, _ = Frame(32, way).fit(Image.new("RGB", (20_000, 20)))
         assert values.shape == (3, 32, 32) and values.dtype == np.float32
 
