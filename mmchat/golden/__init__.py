@@ -240,7 +240,7 @@ def _measure(ours: torch.Tensor, theirs: torch.Tensor, tolerance: Mapping[str, f
     if not theirs.numel():
         return 0.0, 0.0, 0.0
     ours, theirs = ours.detach().double(), theirs.double()
-    error = (ours - theirs).abs()
+    error = torch.where(ours == theirs, 0.0, (ours - theirs).abs())  # infinite ones are equal too
     allowed = tolerance.get("max_abs", 0.0) + tolerance.get("rel", 0.0) * theirs.abs()
     ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=float("inf"))
     where = int(ratio.argmax())
