@@ -107,6 +107,24 @@ def test_without_its_language_model_it_says_what_to_put_where(tmp_path):
         LocalEngine.open(folder, FAMILY, "fp32", "cpu")
 
 
+def test_fetch_knows_the_other_parts_from_model_args(folder):
+    from mmchat import fetch
+
+    found = fetch._named_parts(folder, FAMILY.parts)
+    assert found == [
+        ("facebook/opt-6.7b", folder.parent / "opt-6.7b"),
+        ("openai/clip-vit-large-patch14", folder.parent / "clip-vit-large-patch14"),
+    ]
+    files = [
+        "pretrained_ckpt.pth.tar",
+        "model_args.json",
+        "README.md",
+        "cc3m_embeddings.pkl",
+        "a/pretrained_ckpt.pth.tar",
+    ]
+    assert fetch.chosen(files) == {"pretrained_ckpt.pth.tar", "model_args.json"}
+
+
 def test_without_its_tower_it_says_what_to_put_where(tmp_path):
     folder = layout(tmp_path)
     (tmp_path / "clip-vit-large-patch14").rename(tmp_path / "elsewhere")
