@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import pickle
 import struct
 import zipfile
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+LARGE = 1 << 20  # bytes from which a tensor gets pages of its own
 SAFE = ".safetensors"
 PICKLES = (".bin", ".pth", ".pt", ".pth.tar")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -199,7 +201,7 @@ def _safe(path: Path) -> Iterator[Stored]:
 
 def _read(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype, crc: int | None = None) -> torch.Tensor:
     """A tensor from the bytes of a file; ValueError where they end early or are not those of the sum `crc`."""
-    memory = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+    memory = pages(math.prod(shape) * dtype.itemsize)
     room = memoryview(memory.numpy())
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
@@ -211,6 +213,15 @@ def _read(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype, c
     if crc is not None and zlib.crc32(memory.numpy()) != crc:
         raise damaged(path)
     return memory.view(dtype).reshape(shape)
+
+
+def pages(size: int) -> torch.Tensor:
+    """Memory for a tensor, uint8. A large one gets pages of its own, which go back to the system when it is let go: a
+    heap would keep them, in pieces between what stays.
+    """
+    if size < LARGE or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
 def _pickled(path: Path) -> list[Stored]:
