@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import supervision as sv
 
 NAMELESS = "object"
+LABEL_STUDIO = ("rectanglelabels", "polygonlabels", "keypointlabels")
 
 
 class Answered(Protocol):
@@ -322,6 +323,23 @@ def table(answers: Sequence[Named]) -> str:
     return out.getvalue()
 
 
+def from_table(text: str) -> list[Named]:
+    """Readings from the CSV of `table`; outlines and masks come back as the boxes around them, a picture without places
+    not at all. ValueError for other tables.
+    """
+    listed: dict[tuple[str, tuple[int, int]], list[tuple[str, Place]]] = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        try:
+            size = (int(row["width"]), int(row["height"]))
+            corners = [float(row[corner]) for corner in ("x0", "y0", "x1", "y1")]
+            box, kind, name, label = Box.from_pixels(corners, size), row["kind"], row["file"], row["label"]
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            raise ValueError("This is no CSV of places: give one that `export` wrote.") from None
+        place = Point(box.x0, box.y0) if kind == "point" else box
+        listed.setdefault((_uncell(name), size), []).append((_uncell(label), place))
+    return [(name, size, _reading(items)) for (name, size), items in listed.items()]
+
+
 def label_studio(answers: Sequence[Named]) -> list[dict[str, Any]]:
     """Label Studio tasks with predictions, in percent of the picture.
 
@@ -352,6 +370,35 @@ def _label_studio_value(place: Place) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def from_label_studio(tasks: Sequence[Mapping[str, Any]]) -> list[Named]:
+    """Readings from Label Studio tasks: rectangles, polygons and key points of their annotations, or else predictions.
+
+    A task without any has no size: (1, 1). ValueError where it is no task.
+    """
+    listed: list[Named] = []
+    for task in tasks:
+        try:
+            results = [entry for told in task.get("annotations") or task["predictions"] for entry in told["result"]]
+            known = [
+                entry for entry in results if entry["type"] in ("rectanglelabels", "polygonlabels", "keypointlabels")
+            ]
+            size = (known[0]["original_width"], known[0]["original_height"]) if known else (1, 1)
+            items = [(entry["value"][entry["type"]][0], _place_from_label_studio(entry["value"])) for entry in known]
+            listed.append((task["data"]["image"], size, _reading(items)))
+        except (KeyError, TypeError, IndexError, AttributeError):
+            raise ValueError("This is no task of Label Studio: give a list of tasks with predictions.") from None
+    return listed
+
+
+def _place_from_label_studio(value: Mapping[str, Any]) -> Place:
+    if "points" in value:
+        return Polygon(tuple(Point(x / 100, y / 100) for x, y in value["points"]))
+    x, y = value["x"] / 100, value["y"] / 100
+    if "height" not in value:
+        return Point(x, y)
+    return Box(x, y, x + value["width"] / 100, y + value["height"] / 100)
+
+
 def _reading(items: Sequence[tuple[str, Place]]) -> Grounded:
     """A text that lists the labels, and their places."""
     text, spans = "", []
@@ -379,6 +426,10 @@ def _line(text: str) -> str:
 def _cell(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _uncell(text: str) -> str:
+    return text[1:] if text[:1] == "'" and _cell(text[1:]) == text else text
 
 
 def _xml(text: str) -> str:

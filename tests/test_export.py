@@ -83,18 +83,58 @@ def test_our_json_reads_back() -> None:
     assert read.spans[4].places == (MASK,) and read.spans[0].regions == (3,)
 
 
-def test_detections_are_drawn_by_supervision_as_they_are() -> None:
-    import supervision as sv
-
+def test_detections_have_boxes_class_ids_labels_and_masks() -> None:
     found = export.detections(ANSWER, SIZE)
     assert found.xyxy[0].tolist() == pytest.approx([100, 120, 300, 360])
     assert found.class_id.tolist() == [0, 1, 1, 1, 2, 3]
     assert found.data["class_name"].tolist() == ["a dog", "two cats", "two cats", "two cats", "<b>", "object"]
     assert found.mask[-1].sum() == 64 * 480
-    scene = np.zeros((480, 640, 3), np.uint8)
-    for annotator in (sv.BoxAnnotator(), sv.MaskAnnotator(), sv.LabelAnnotator(), sv.DotAnnotator()):
-        assert annotator.annotate(scene.copy(), found).any()
     assert len(export.detections(Grounded("nothing"), SIZE)) == 0
+
+
+ANNOTATORS = [
+    "BackgroundOverlay", "Blur", "Box", "BoxCorner", "Circle", "Color", "Crop", "Dot", "Ellipse", "Halo", "HeatMap",
+    "Label", "Mask", "PercentageBar", "Pixelate", "Polygon", "RichLabel", "RoundBox", "Triangle",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANNOTATORS)
+def test_every_annotator_of_detections_draws_them(name: str) -> None:
+    """All but those that want more than a place: tracks, icons, turned boxes, a second set."""
+    import supervision as sv
+
+    scene = np.random.default_rng(0).integers(60, 200, (480, 640, 3), dtype=np.uint8)
+    drawn = getattr(sv, f"{name}Annotator")().annotate(scene.copy(), export.detections(ANSWER, SIZE))
+    assert (np.asarray(drawn) != scene).any()
+
+
+def test_polygons_and_masks_come_back_from_coco_and_outlines_from_yolo() -> None:
+    (_, _, read), *_ = export.from_coco(json.loads(json.dumps(export.coco([("a.jpg", SIZE, ANSWER)]))))
+    outline_, mask = (item.place for item in export.found(read)[-2:])
+    assert isinstance(outline_, Polygon) and mask == MASK
+    files = export.yolo([("a.jpg", SIZE, ANSWER)])
+    again = export.found(export.from_yolo(files["a.txt"], files["classes.txt"].splitlines()))[-2].place
+    for place in (outline_, again):
+        assert isinstance(place, Polygon)
+        assert [(p.x, p.y) for p in place.points] == [pytest.approx((p.x, p.y), abs=1e-4) for p in OUTLINE.points]
+
+
+def test_a_table_reads_back() -> None:
+    (name, size, read), (other, _, empty) = export.from_table(
+        export.table([("=evil()", SIZE, ANSWER), ("b.jpg", (10, 10), Grounded("cat", (Span(0, 3, (BOX,)),)))])
+    )
+    assert (name, size, other, len(empty.spans)) == ("=evil()", SIZE, "b.jpg", 1)
+    assert_same(read, 0.01)
+    assert isinstance(export.found(read)[3].place, Point)
+    with pytest.raises(ValueError, match="CSV"):
+        export.from_table("a,b\n1,2\n")
+
+
+def test_label_studio_reads_back() -> None:
+    ((name, size, read),) = export.from_label_studio(json.loads(json.dumps(export.label_studio([("a", SIZE, ANSWER)]))))
+    assert (name, size) == ("a", SIZE)
+    assert_same(read, 0.01)
+    assert isinstance(export.found(read)[3].place, Point) and isinstance(export.found(read)[4].place, Polygon)
 
 
 def test_coco_counts_pixels_from_the_corner_and_reads_back() -> None:
