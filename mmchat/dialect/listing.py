@@ -110,6 +110,8 @@ class _Reading:
         self.dropped: list[Dropped] = []
 
     def read(self, text: str) -> Grounded:
+        if not self.final and "<think>".startswith(text.strip()):  # perhaps the beginning of that very mark
+            return self._done()
         thought = THINKING.match(text)
         at = 0
         if thought and ("</think>" in thought.group() or not self.final):
