@@ -8,7 +8,8 @@ import torch
 
 from mmchat.dialect import DIALECTS, Scene, home
 from mmchat.dialect.maps import GROUNDING_DINO, OWL, Detection, caption, grounded
-from mmchat.geometry import Box, Frame, Mask
+from mmchat.dialect.results import florence_result
+from mmchat.geometry import Box, Frame, Mask, Polygon
 from mmchat.nets.moondream import RegionHeads, centre, extent
 from mmchat.nets.paligemma import MaskDecoder, load
 
@@ -126,3 +127,15 @@ def test_a_box_comes_out_of_three_hidden_states():
     assert (x0 + x1) / 2 == pytest.approx(centre(heads.score_coordinates(x)).item())
     assert [x1 - x0, y1 - y0] == pytest.approx(extent(heads.score_sizes(size)).tolist())
     assert (y0 + y1) / 2 == pytest.approx(centre(heads.score_coordinates(y)).item())
+
+
+def test_florences_dictionary_becomes_words_with_places():
+    given = {"<OD>": {"bboxes": [[10, 10, 20, 30], [5, 5, 50, 400], [1, 1, 9, 9]], "labels": ["dog", "cat", "dog"]}}
+    answer = florence_result(given, (100, 200))
+    assert answer.text == "dog, cat" and [len(span.places) for span in answer.spans] == [2, 1]
+    assert answer.spans[1].places == (Box(0.05, 0.025, 0.5, 1.0),) and "clipped" in answer.dropped[0].reason
+    outlines = {"<REFERRING_EXPRESSION_SEGMENTATION>": {"polygons": [[[5, 5, 30, 6, 28, 30]]], "labels": [""]}}
+    (span,) = florence_result(outlines, (100, 200)).spans
+    assert isinstance(span.places[0], Polygon) and span.start == span.end
+    with pytest.raises(ValueError, match="one task"):
+        florence_result({}, (1, 1))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from mmchat.dialect.spans import Dropped, Grounded, Span, settle
 from mmchat.geometry import Box, Fit, Place
@@ -105,21 +106,31 @@ def grounded(detections: Sequence[Detection]) -> Grounded:
 
     A box without a phrase stands in the report, with the number of its detection as its position.
     """
+    unnamed = [number for number, detection in enumerate(detections) if not detection.phrase]
+    named = [(detection.phrase, detection.box) for detection in detections]
+    reason = "no phrase: no piece of the caption scored enough"
+    return joined(named, {number: reason for number in unnamed})
+
+
+def joined(named: Sequence[tuple[str, Place]], refused: Mapping[int, str] = MappingProxyType({})) -> Grounded:
+    """Names with places as words with places: each name once, parted by commas; places without a name have no words.
+
+    refused: what is left out, by its number, and why. The report gives the number of a place as its position.
+    """
     places: dict[str, list[Place]] = {}
     dropped = []
-    for number, detection in enumerate(detections):
-        place, reasons = settle(detection.box, 1e-6)
-        if not detection.phrase:
-            place, reasons = None, ("no phrase: no piece of the caption scored enough",)
+    for number, (name, given) in enumerate(named):
+        place, reasons = (None, (refused[number],)) if number in refused else settle(given, 1e-6)
         dropped += [Dropped(number, number + 1, reason) for reason in reasons]
         if place is not None:
-            places.setdefault(detection.phrase, []).append(place)
-    spans, at = [], 0
-    for phrase, found in places.items():
+            places.setdefault(name, []).append(place)
+    spans, text = [], ""
+    for name, found in places.items():
+        text += ", " if text and name else ""
         none = (None,) * len(found)
-        spans.append(Span(at, at + len(phrase), tuple(found), ((0, 0),) * len(found), none))
-        at += len(phrase) + 2
-    return Grounded(", ".join(places), tuple(spans), tuple(dropped))
+        spans.append(Span(len(text), len(text) + len(name), tuple(found), ((0, 0),) * len(found), none))
+        text += name
+    return Grounded(text, tuple(spans), tuple(dropped))
 
 
 def _rows(

@@ -11,7 +11,8 @@ from typing import Any
 
 from mmchat.dialect import DIALECTS, Json, Marks, Scaled, Scene
 from mmchat.dialect.points import pictures
-from mmchat.geometry import clipped, native
+from mmchat.dialect.results import florence_result
+from mmchat.geometry import clipped, native, outline
 from mmchat.golden import Case, Line, modern_heads, texts
 from mmchat.golden.modern_prompts import prompts, tiles
 from mmchat.golden.modern_writes import written
@@ -191,6 +192,35 @@ def _vlm(entry: Entry) -> tuple[Found, Found, tuple[float, float]]:
     return ours, theirs, tuple(size)
 
 
+def _dictionary(entry: Entry) -> tuple[Found, Found, tuple[float, float]]:
+    """Florence-2's dictionary at supervision's door; of outlines it returns the boxes around them, in whole pixels.
+
+    In a text it takes a bin's number for its edge, where the model's own processor takes the middle.
+    """
+    size, given = tuple(entry["image_size"]), entry["input"]
+    theirs = detected(entry["result"]) if entry["result"] else []
+    if isinstance(given, dict) and isinstance(text := next(iter(given.values())), str):
+        return found(FLORENCE_EDGES, text, size), theirs, size
+    if isinstance(given, dict) and (next(iter(given.values())) or {}).get("polygons"):
+        theirs = [(name, [int(number) for number in numbers]) for name, numbers in theirs]
+    try:
+        grounded = florence_result(given, size)
+    except ValueError:
+        grounded = None
+    named = grounded.spans if grounded else ()
+    ours = [
+        (grounded.text[span.start : span.end] or None, texts.numbers(outline(place), size))
+        for span in named
+        for place in span.places
+    ]
+    return _sorted(ours), _sorted(theirs), size
+
+
+def _sorted(places: Found) -> Found:
+    """By their numbers: a name's places stand together with us, in the order of the answer with the original."""
+    return sorted(places, key=lambda item: [int(number) for number in item[1]])
+
+
 def _florence(entry: Entry) -> tuple[Found, Found, tuple[float, float]]:
     """Each task has its own form of answer."""
     task, size = entry["task"], entry["image_size"]
@@ -283,6 +313,7 @@ PALIGEMMA_1024 = replace(
     D["paligemma"],
     forms=(replace(D["paligemma"].forms[0], code=Scaled(1024, 0, order="yxyx")), D["paligemma"].forms[1]),
 )
+FLORENCE_EDGES = replace(D["florence_2"], forms=(replace(D["florence_2"].forms[0], code=Scaled(1000, 0)),))
 LLAVA_SQUASHED = replace(D["llava"], way="squash")
 VLMS: dict[str, Marks | Json] = {
     "paligemma": PALIGEMMA_1024,
@@ -347,7 +378,7 @@ READERS: dict[str, dict[str, Reader]] = {
         "evaluator_first_box": _qwen_first,
         "tokenizer_boxes_with_ref": framed(D["qwen_vl"], 1000, lambda r: [(i.get("ref"), i["box"]) for i in r]),
     },
-    "supervision": dict.fromkeys((*VLMS, "unknown"), _vlm),
+    "supervision": {**dict.fromkeys((*VLMS, "unknown"), _vlm), "florence_2": _dictionary},
     "ui-tars": {"v1_factor_1000": _tars(D["ui_tars"]), "v1_5_resized_pixels": _tars(D["ui_tars_1_5"])},
     "qwen3-vl": {
         "cookbook_plot_1000": pixels(D["qwen3_vl"], lambda r: [(i.get("label"), i["box"]) for i in r]),
@@ -371,8 +402,8 @@ READERS: dict[str, dict[str, Reader]] = {
 def dialect(case: Case) -> list[Line]:
     """Every answer of a table, by the reader that its original function asks for, and what the writers write.
 
-    Left out: what is handed over parsed (Florence-2's dictionaries at supervision's door), and what is no place on one
-    picture (3-D boxes, videos, keypoints, marks in XML that only a notebook asks for).
+    Left out: Rex-Omni's keypoints (a form of its own, which no dialect here reads), 3-D boxes and their projection, and
+    UI-TARS's rewriting of its own history, text to text.
     """
     readers = READERS[case.path.parent.name]
     asked = [entry for entry in case.info["parse"] if (entry.get("function") or entry["vlm"]) in readers]
