@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmchat.dialect import DIALECTS, Grounded, Scene
+from mmchat.dialect import DIALECTS, Grounded, Json, Scene
 from mmchat.geometry import Box, outline
 
 SCENE = Scene(tuple(Box(0.04 * n, 0.1, 0.04 * n + 0.2, 0.6) for n in range(20)), (640, 480))
@@ -40,6 +42,23 @@ def cuts(text: str) -> list[int]:
     return sorted({*range(0, len(text), max(1, len(text) // 8)), *range(max(0, len(text) - 4), len(text) + 1)})
 
 
+def marks(name: str, text: str) -> list[str]:
+    """Every whole mark in a text that would be read as a place; of dialects of lists the objects that are JSON."""
+    dialect = DIALECTS[name]
+    if isinstance(dialect, Json):
+        found = [part for part in re.findall(r"\{[^{}]*\}", text) if is_json(part)]
+    else:
+        found = [match.group() for match in dialect.whole.finditer(text) if (match.lastgroup or "").startswith("f")]
+    return [mark for mark in found if dialect.read(mark, SCENE).spans]
+
+
+def is_json(text: str) -> bool:
+    try:
+        return bool(json.loads(text))
+    except ValueError:
+        return False
+
+
 def check(name: str, text: str) -> None:
     dialect, last = DIALECTS[name], Grounded("")
     views = [dialect.read(text[:end], SCENE, final=False) for end in cuts(text)]
@@ -51,6 +70,12 @@ def check(name: str, text: str) -> None:
             assert (old.start, old.end, old.places) == (new.start, new.end, new.places[: len(old.places)])
         assert view.dropped[: len(last.dropped)] == last.dropped
         last = view
+    # Words may close up to a mark where one was taken out of them; but no mark that the answer held is left in its
+    # words: wherever it stands in the answer, it was read or reported.
+    taken = [where for span in whole.spans for where in span.source] + [(it.start, it.end) for it in whole.dropped]
+    for mark in marks(name, whole.text) if whole.text else ():
+        for at in (found.start() for found in re.finditer(re.escape(mark), text)):
+            assert any(start < at + len(mark) and end > at for start, end in taken), (mark, whole.text)
     for span in whole.spans:
         assert 0 <= span.start <= span.end <= len(whole.text)
         for place, (start, end) in zip(span.places, span.source, strict=True):

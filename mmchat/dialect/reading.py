@@ -56,15 +56,19 @@ class _Reading:
             self._mark(match)
             at = match.end()
         tail = text[at:]
-        half = self.dialect.half.search(tail)
-        # One character is no evidence of a mark that was cut off: "2 <" stays as it is once the text has ended.
-        if half and self.final and len(half.group()) < 2:
-            half = None
-        self._text(tail[: half.start()] if half else tail)
-        if half and self.final:
-            kept = self._salvage(text, at + half.start())
+        halves, end = [], len(tail)
+        for _ in range(3):  # the end may cut a mark off in the middle of one that was never closed
+            half = self.dialect.half.search(tail, 0, end)
+            # One character is no evidence of a mark that was cut off: "2 <" stays as it is once the text has ended.
+            if half is None or (self.final and len(half.group()) < 2):
+                break
+            halves.append((at + half.start(), at + end))
+            end = half.start()
+        self._text(tail[:end])
+        for begin, stop in reversed(halves) if self.final else ():
+            kept = self._salvage(text[:stop], begin)
             reason = "cut off: the whole places were kept" if kept else "cut off"
-            self.dropped.append(Dropped(at + half.start(), len(text), reason))
+            self.dropped.append(Dropped(begin, stop, reason))
         if self.final:
             self._flush_run()
             self._settle_waiting()
