@@ -153,7 +153,7 @@ def centred(boxes: torch.Tensor) -> torch.Tensor:
 
 def language_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the language model with the marks in its table."""
-    sizes = {"vocab_size": 32000, **config["llm_cfg"]}
+    sizes = {"vocab_size": 32000, "hidden_size": 4096, **config["llm_cfg"]}
     return {**sizes, "vocab_size": sizes["vocab_size"] + config["num_new_token"]}
 
 

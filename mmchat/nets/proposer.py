@@ -22,8 +22,9 @@ from mmchat.nets.openseed import Layers, flat, logit, proposals, sines
 DEFAULTS: Mapping[str, Any] = {
     "d_model": 256, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 8,
     "decoder_attention_heads": 8, "encoder_ffn_dim": 1024, "decoder_ffn_dim": 1024, "num_queries": 300,
-    "num_feature_levels": 1, "encoder_n_points": 4, "decoder_n_points": 4,
+    "num_feature_levels": 4, "encoder_n_points": 4, "decoder_n_points": 4,
 }  # fmt: skip
+"""What the library means where a config.json is silent: published ones hold only what differs."""
 INNER = 256  # of the layers that move a box, whatever d_model is
 TRUST = (0.4, 0.6)  # the powers of the two judges' probabilities: one learned from COCO, one from SA-1B
 
