@@ -6,6 +6,9 @@ eighth of them. Drawn regions join the proposals: here they come first and all s
 shuffles everything and may drop a region that another overlaps. Vectors are read at the wrong place, see `nets.roi`.
 
 The published vocabulary is two tables, Vicuna's and one of the marks: loading makes one of them.
+
+Not verified: token ids of whole prompts, of which none are recorded. The tokenizer that the original asks for begins
+anew behind every mark, as here; its version of the time also dropped blanks beside marks, which is not done here.
 """
 
 from __future__ import annotations
