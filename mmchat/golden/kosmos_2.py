@@ -14,7 +14,7 @@ from torch import nn
 from mmchat.dialect import Cells, Scene
 from mmchat.dialect.table import KOSMOS2
 from mmchat.families.kosmos2 import FAMILY, Resampler, Tower, build, sizes
-from mmchat.geometry import Box, Frame
+from mmchat.geometry import Box, Frame, outline
 from mmchat.golden import Case, Line, Outputs, texts
 from mmchat.golden.llava import images
 from mmchat.golden.loading import filled
@@ -103,7 +103,16 @@ def dialect(case: Case) -> list[Line]:
         *texts.read_all(case.info["parse"], readers),
         *texts.table(case.info["write"], cells, "cells_transformers"),
         *texts.table(inserted, _inserted, "result", "prompt_writer"),
+        *texts.table(case.info["training_center_crop"], _cropped, "box_in_crop_01", "training_center_crop"),
     ]
+
+
+def _cropped(entry: Entry) -> list[float] | None:
+    """A box in the middle square of a picture; None where too little of it is left."""
+    whole = Frame(entry["crop"], "crop").place(tuple(entry["image_size"])).into(Box(*entry["box_01"]))
+    box = outline(whole).clipped()
+    kept = box.area > entry["drop_crop_thr"] * outline(whole).area
+    return [box.x0, box.y0, box.x1, box.y1] if kept else None
 
 
 def _inserted(entry: Entry) -> str:

@@ -83,6 +83,8 @@ def dialect(case: Case) -> list[Line]:
         "filter_empty_box (evaluator)": kept,
         "unresize_box + formatting (evaluator export text)": exported,
     }
+    # Nothing painted: the original hands on NaN or raises, ours has no region to ask about.
+    painted = [entry for entry in case.info["write"] if entry["painted_pixels_inclusive"]]
     html = [
         {**entry, "result": [" ".join(phrase.split()) for phrase in COLOURED.findall(entry["result"] or "")]}
         for entry in case.info["parse"]
@@ -92,7 +94,21 @@ def dialect(case: Case) -> list[Line]:
         *texts.read_all([entry for entry in case.info["parse"] if entry["function"] in readers], readers),
         *texts.table(html, coloured),
         *texts.table(case.info["unresize_box"], back, "boxes_original_fraction", "unresize_box"),
+        *texts.table(painted, _drawn, "points_cxcywh_square", "write"),
     ]
+
+
+CLICK = 0.006  # width and height that a click stands for
+
+
+def _drawn(entry: Entry) -> list[list[float]]:
+    """A painted stretch of pixels (x0, y0, x1, y1, none behind the last) as a box or a click in the end-padded square:
+    centre, width, height.
+    """
+    size = tuple(entry["image_size"])
+    box = outline(Frame(1, "pad_end").place(size).into(Box.from_pixels(entry["painted_pixels_inclusive"], size)))
+    middle = [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]
+    return [[*middle, *([CLICK] * 2 if entry["mode"] == "Click" else [box.x1 - box.x0, box.y1 - box.y0])]]
 
 
 def _read(dialect: Marks, entry: Entry) -> Found:

@@ -171,12 +171,31 @@ def dialect(case: Case) -> list[Line]:
         point = placement.into(Point(entry["point_px"][0] / size[0], entry["point_px"][1] / size[1]))
         return [box(entry["box_px"], entry["image_size"]), SHIKRA.write([point])]
 
+    scored = [{**entry, "result": [entry["result"][name] for name in SCORES]} for entry in case.info["rec_metric"]]
     squares = [{**entry, "written": [entry["box_written"], entry["point_written"]]} for entry in case.info["square"]]
     return [
         *texts.read_all(case.info["parse"], readers),
         *texts.table(case.info["write"], message, "text"),
         *texts.table(squares, square, "written", "square"),
+        *texts.table(scored, _scored, "result", "rec_metric"),
     ]
+
+
+SCORES = ("accuracy", "target_failed", "failed", "iou")
+
+
+def _scored(entry: Entry) -> list[float]:
+    """The measure of finding: an answer counts where it has one box alone, which meets the target's by more than
+    half.
+    """
+
+    def only(text: str) -> Box | None:
+        boxes = [numbers for _, numbers in found(SQUARE, text, (1, 1)) if len(numbers) == 4]
+        return Box(*boxes[0]) if len(boxes) == 1 else None
+
+    said, wanted = [only(text) for text in entry["preds"]], [only(text) for text in entry["targets"]]
+    met = [ours.iou(theirs) if ours and theirs else 0.0 for ours, theirs in zip(said, wanted, strict=True)]
+    return [sum(one > 0.5 for one in met) / len(met), wanted.count(None), said.count(None), sum(met) / len(met)]
 
 
 def message(entry: Entry) -> str:
