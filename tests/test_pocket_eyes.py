@@ -174,6 +174,14 @@ def test_a_person_is_called_by_a_colour_only_when_one_asks_for_it(eyes, viewed, 
     assert {seen.colour for seen in (*clue.about, *clue.seen, *clue.found)} == {colour}
 
 
+def test_eyes_in_bfloat16_give_numbers():
+    torch.manual_seed(0)
+    halved = evidence.Eyes(FAMILY.dwarf["eyes"]).eval().bfloat16()
+    for seed in range(8):
+        looked = halved.encode(letterbox(seed).bfloat16())
+        assert bool(looked.classes.isfinite().all()) and bool(looked.boxes.isfinite().all())
+
+
 def test_a_thing_without_a_seat_among_the_candidates_is_found_by_its_numbers(eyes, viewed, monkeypatch):
     place = 3
     looked = viewed.looked

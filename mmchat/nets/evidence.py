@@ -155,13 +155,16 @@ class Eyes(nn.Module):
         """
         if not len(boxes):
             return boxes.new_zeros(0, CLASSES), boxes.new_zeros(0, len(colours.NAMES))
-        alone = torch.cat([self.encoder(part) for part in crops(pixels, boxes).split(8)])
+        # Sampled in float32: torch's sampling of bfloat16 with borders repeated gives NaN now and then on processors
+        # that compute bfloat16 themselves.
+        alone = torch.cat([self.encoder(part.to(pixels.dtype)) for part in crops(pixels.float(), boxes).split(8)])
         middle = (torch.arange(7, device=boxes.device) + 0.5) / 7
         x = boxes[:, None, 0] + (boxes[:, None, 2] - boxes[:, None, 0]) * middle
         y = boxes[:, None, 1] + (boxes[:, None, 3] - boxes[:, None, 1]) * middle
         grid = torch.stack((x[:, None, :].expand(-1, 7, -1), y[:, :, None].expand(-1, -1, 7)), -1) * 2 - 1
-        spread = head.expand(len(boxes), -1, -1, -1)
-        around = F.grid_sample(spread, grid.to(head.dtype), align_corners=False, padding_mode="border").mean((2, 3))
+        spread = head.float().expand(len(boxes), -1, -1, -1)
+        around = F.grid_sample(spread, grid.float(), align_corners=False, padding_mode="border").mean((2, 3))
+        around = around.to(head.dtype)
         classes = (alone.float().softmax(-1) + self.encoder.classify(around).float().softmax(-1)) / 2
         return classes, colours.shares(pixels[0], boxes)
 
