@@ -133,6 +133,10 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("folder", metavar="FOLDER", type=Path)
     one.add_argument("--json", action="store_true")
+    one.add_argument(
+        "--layout", choices=["file", "shards", "bin"], default="file",
+        help="the parameters travel through one file, two shards with their index, or two of torch's own kind",
+    )  # fmt: skip
 
     one = command("evaluate", commands.evaluate, "a model's predictions for a labelled set of photographs")
     one.add_argument("what", choices=["photos"], metavar="photos")

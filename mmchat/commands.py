@@ -196,9 +196,11 @@ def golden(options: argparse.Namespace, out: TextIO) -> int:
     from dataclasses import asdict
 
     from mmchat.golden import run
+    from mmchat.golden.loading import layout
 
     if not options.folder.exists():
         raise ValueError(f"There is no folder {options.folder}: give one with recorded cases.")
+    layout.set(options.layout)
     rows = run(options.folder)
     if options.json:
         give([asdict(row) for row in rows], out)

@@ -22,7 +22,7 @@ PROMPT = ("USER: ", Slot("image", 0), "\nWhat is here? ASSISTANT:")
 TOKENS = 16
 
 
-@pytest.mark.parametrize("name", ["llava", "convllava", "inf_llava"])
+@pytest.mark.parametrize("name", ["llava", "mmfuser", "convllava", "inf_llava"])
 def test_a_model_in_four_bits_says_what_transformers_own_four_bits_say(name, tmp_path):
     known = family.load(name)
     known = replace(known, dwarf={**known.dwarf, "intermediate_size": 128})  # rows of whole blocks of 64: all quantised
