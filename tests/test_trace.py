@@ -69,7 +69,7 @@ def test_a_flat_map_is_zero_and_not_nan(values):
 
 def test_vectors_that_are_no_square_are_refused_with_a_remedy():
     with pytest.raises(ValueError, match="choose another heat map"):
-        trace.as_square(torch.zeros(7))
+        trace.laid(torch.zeros(7))
 
 
 def dwarf():

@@ -449,7 +449,7 @@ class LocalEngine:
             word = repr(phrase) if phrase else "the answer's words"
             return Trace(
                 want,
-                trace.as_square(values, self.model.grid(len(values))),
+                trace.unit(self.model.spread(values, seen, picture)),
                 f"How much each part of the picture makes the model think {word}.",
             )
         if not text.strip():
@@ -473,7 +473,7 @@ class LocalEngine:
         what = repr(phrase) if phrase else "the answer"
         return Trace(
             want,
-            trace.as_square(values, self.model.grid(len(values))),
+            trace.unit(self.model.spread(values, seen, picture)),
             f"Where the model looked while it wrote {what}.",
         )
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from mmchat.nets.trace import laid
+
 Tokenize = Callable[[str], list[int]]
 
 
@@ -173,6 +175,12 @@ class Model(nn.Module):
     def grid(self, tokens: int) -> tuple[int, int] | None:
         """Rows and columns of a picture's `tokens` vectors, where they are a map but no square one."""
         return None
+
+    def spread(self, values: torch.Tensor, seen: Seen, picture: int) -> torch.Tensor:
+        """Values [T], one for each vector of a picture, as a map [h, w] over the fitted picture; ValueError where they
+        are none.
+        """
+        return laid(values, self.grid(len(values)))
 
     @property
     def device(self) -> torch.device:

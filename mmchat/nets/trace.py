@@ -62,15 +62,15 @@ def covered(low: float, high: float, cells: int) -> np.ndarray:
     return share
 
 
-def as_square(values: torch.Tensor, grid: tuple[int, int] | None = None) -> np.ndarray:
-    """[T] values of a picture's vectors, row by row over a grid (rows, columns), by default a square, as a map in 0..1;
+def laid(values: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+    """[T] values of a picture's vectors, row by row over a grid (rows, columns), by default a square, as a map [h, w];
     ValueError otherwise.
     """
     side = math.isqrt(len(values))
     rows, columns = grid or (side, side)
     if rows * columns != len(values):
         raise ValueError("This model's picture vectors are no square map: choose another heat map.")
-    return unit(values.float().reshape(rows, columns))
+    return values.float().reshape(rows, columns)
 
 
 def unit(values: torch.Tensor) -> np.ndarray:
