@@ -39,6 +39,7 @@ FLOORS = {
     "prompt": {"geometry"},
     "paint": {"geometry"},
     "geometry": {"picture"},
+    "clip": {"picture"},
     "picture": set(),
     "msda": set(),
 }  # fmt: skip
@@ -135,7 +136,7 @@ def test_the_page_knows_no_torch_engine_family_or_net(name: str) -> None:
     assert not {room(target) for target in IMPORTS[name]} & {"engines", "family", "families", "nets", "msda"}
 
 
-LIGHT = ("geometry", "picture", "dialect", "prompt", "paint", "export", "desk", "family", "translate", "ui")
+LIGHT = ("geometry", "picture", "clip", "dialect", "prompt", "paint", "export", "desk", "family", "translate", "ui")
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) in LIGHT))
