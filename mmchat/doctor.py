@@ -189,7 +189,7 @@ def planned(entry: Entry, device: str) -> dict[str, plan.Plan]:
     try:
         known = family.load(entry.family)
         with weights.without_memory():
-            model = known.build(weights.read_config(entry.folder, known.parts))
+            model = known.build({**weights.read_config(entry.folder, known.parts), **entry.config})
         return {name: plan.planned(model, name, device, known.keep) for name in ("fp32", "bf16", "int8", "nf4")}
     except (ValueError, KeyError):
         return {}

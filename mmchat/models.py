@@ -7,6 +7,7 @@ folder = "weights/llava-v1.5-7b"  # from the repository's root, or a whole path;
 precision = "auto"                # auto, fp32, bf16, int8 or nf4
 hub = "owner/name"                # where `python -m mmchat fetch NAME` gets it; may be left out
 revision = "main"                 # of the hub's repository: a branch, a tag or a commit
+config = {picture_preparation = "native"}  # entries of its config.json to read otherwise; may be left out
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "models.toml"
@@ -34,6 +37,7 @@ class Entry:
     title: str = ""
     hub: str = ""
     revision: str = "main"
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def listed(file: Path | None = None) -> tuple[Entry, ...]:
@@ -106,10 +110,12 @@ def lacking(folder: Path) -> list[str]:
     return gone
 
 
-def _entry(row: dict[str, str], base: Path) -> Entry:
+def _entry(row: dict[str, Any], base: Path) -> Entry:
     folder = Path(row["folder"]).expanduser()
     folder = folder if folder.is_absolute() else base / folder
-    more = {key: row[key] for key in ("precision", "title", "hub", "revision") if key in row}
-    if bad := [key for key, value in {**row, "folder": ""}.items() if not isinstance(value, str)]:
+    more = {key: row[key] for key in ("precision", "title", "hub", "revision", "config") if key in row}
+    if bad := [key for key, value in {**row, "folder": "", "config": ""}.items() if not isinstance(value, str)]:
         raise TypeError(f"{', '.join(bad)} must be text")
+    if not isinstance(row.get("config", {}), dict):
+        raise TypeError("config must be a table")
     return Entry(row["name"], row["family"], folder, **more)

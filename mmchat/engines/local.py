@@ -82,17 +82,19 @@ class LocalEngine:
         context: int | None = None,
         progress: weights.Progress | None = None,
         free: int | None = None,
+        otherwise: Mapping[str, Any] | None = None,
     ) -> LocalEngine:
         """The checkpoint in `folder`. ValueError, with cause and remedy, where it is not whole or of another family;
         `plan.NoRoom` before a weight is read where it does not fit into `free` bytes (None: what is free now).
 
         device: cpu, cuda, auto (spread over the GPUs and then the CPU), disk (the language model's layers stay in
-        files and are read when they run). context: tokens that a talk may have, where it should be fewer.
+        files and are read when they run). context: tokens that a talk may have, where it should be fewer. otherwise:
+        entries of config.json to read otherwise.
         """
         folder = archive.opened(Path(folder))
         check_device(device)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        config = weights.read_config(folder, family.parts)
+        config = {**weights.read_config(folder, family.parts), **(otherwise or {})}
         check_family(config, family, folder)
         precision = config.get("quantised", precision) if precision == "auto" else precision
         sources = weights.sources(folder, config, family.parts)
@@ -140,7 +142,8 @@ class LocalEngine:
         """
         entry = models.find(name)
         precision = entry.precision if precision == "auto" else precision
-        return LocalEngine.open(entry.folder, family.load(entry.family), precision, device, **more)
+        known = family.load(entry.family)
+        return LocalEngine.open(entry.folder, known, precision, device, otherwise=entry.config, **more)
 
     @property
     def held(self) -> int:

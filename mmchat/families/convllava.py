@@ -2,12 +2,17 @@
 
 Ge et al. 2024, arXiv 2405.15738, github.com/alibaba/conv-llava, a fork of LLaVA 1.5. Checkpoints: Vicuna 7B for
 pictures of 768, 1024 or 1536 pixels; the encoder has a folder of its own, and as the original does that one is read.
+
+The authors claim any aspect ratio and publish no code for it: their configs say `image_aspect_ratio: pad`. So it is an
+option, `picture_preparation: native` in config.json or in models.toml. The picture then keeps its shape, without
+padding, at about as many pixels as the square has; its numbers are relative to its own width and height. How well the
+published weights do so, and which sizes the paper used, is not verified.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +26,7 @@ from mmchat.layout import TASKS, mention
 from mmchat.nets.bridges import LastLevel, projector
 from mmchat.nets.convnext import CONVNEXT_LARGE, ConvNextTower
 from mmchat.nets.language import llama
-from mmchat.nets.model import Encoded, Model
+from mmchat.nets.model import Encoded, Model, Seen
 from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
 from mmchat.nets.weights import Part
 from mmchat.templates import TEMPLATES
@@ -32,19 +37,35 @@ KEYS = (
     *LAYOUT,
 )
 DROP = (r"rotary_emb\.inv_freq$", r"^((model\.)?vision_tower\.vision_tower\.)?layernorm\.")  # a last norm unused
+PREPARED = ("training", "native")
+"""How pictures are prepared, by `picture_preparation` in config.json: as in training (the default), or each in its own
+shape."""
+LEAST = 0.75  # of the square's area that a picture in its own shape has: within, it keeps its own size
 ENCODER = Part("mm_vision_tower", "ConvNeXt encoder", holds="vision.", way="instead", config="vision_config")
 
 
 class ConvLlava(Model):
     """The common slots; its maps are as wide and high as the picture is."""
 
-    def encode(self, pixels: torch.Tensor) -> Encoded:
+    def encode(self, pixels: torch.Tensor | Sequence[torch.Tensor]) -> Encoded:
+        """pixels [B, 3, H, W], or pictures [3, H, W] of different sizes, which are seen one by one."""
+        if isinstance(pixels, torch.Tensor):
+            return self.seen(pixels)
+        each = [self.seen(picture[None]) for picture in pixels]
+        levels = {name: [one.levels[name][0] for one in each] for name in each[0].levels}
+        return Encoded([one.vectors[0] for one in each], levels)
+
+    def seen(self, pixels: torch.Tensor) -> Encoded:
+        """Pictures [B, 3, H, W] of one size."""
         stages = self.vision.maps(pixels)
         last = stages[-1]
         vectors = self.bridge((last.flatten(2).transpose(1, 2),))
         named = {f"stage {number}": stages[number] for number in range(3, len(stages) - 1)}
         named |= {"vision": last, "bridge": vectors.transpose(1, 2).unflatten(2, last.shape[-2:])}
         return Encoded(vectors, named)
+
+    def spread(self, values: torch.Tensor, seen: Seen, picture: int) -> torch.Tensor:
+        return values.float().reshape(seen.levels["vision"][picture].shape[-2:])
 
 
 def tower_sizes(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -60,29 +81,45 @@ def tower_sizes(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return CONVNEXT_LARGE | {"image_size": int(side[1])}
 
 
+def added(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Blocks and width of the stage that training from a four-stage encoder adds; None where none is added."""
+    depth = config.get("vision_add_five_stage") or 0
+    return (depth, config.get("vision_five_stage_width", 3072)) if depth and len(sizes["depths"]) == 4 else None
+
+
 def build(config: Mapping[str, Any]) -> ConvLlava:
     """The model of a published config.json, parameters yet to be loaded.
 
     Keys of its training script are understood: `mm_vision_resolution`, and with a four-stage encoder
     `vision_add_five_stage` (blocks) with `vision_five_stage_width`.
     """
-    sizes, depth = tower_sizes(config), config.get("vision_add_five_stage") or 0
+    sizes = tower_sizes(config)
     if "depths" not in sizes:
         raise ValueError("the vision tower's config.json has no depths: ConvLLaVA sees with a ConvNeXt encoder")
-    added = (depth, config.get("vision_five_stage_width", 3072)) if depth and len(sizes["depths"]) == 4 else None
-    eyes = ConvNextTower(sizes, config.get("mm_vision_select_layer", -1), added)
+    eyes = ConvNextTower(sizes, config.get("mm_vision_select_layer", -1), added(config, sizes))
     width, language_width = config.get("mm_hidden_size", eyes.width), config["hidden_size"]
     bridge = LastLevel(*projector(config.get("mm_projector_type", "linear"), width, language_width))
     return ConvLlava(llama(config), eyes, bridge)
 
 
 def frame(config: Mapping[str, Any]) -> Frame:
-    """A centred square of the encoder's side; without `image_aspect_ratio: pad` short side and centre crop."""
-    side = tower_sizes(config).get("image_size", CONVNEXT_LARGE["image_size"])
+    """A centred square of the encoder's side; without `image_aspect_ratio: pad` short side and centre crop. With
+    `picture_preparation: native` the picture in its own shape, both sides multiples of the pixels of one token.
+    """
+    sizes = tower_sizes(config)
+    side = sizes.get("image_size", CONVNEXT_LARGE["image_size"])
     if (config.get("mm_vision_resolution") or 0) > 256:
         side = config["mm_vision_resolution"]
+    prepared = config.get("picture_preparation", "training")
+    if prepared not in PREPARED:
+        raise ValueError(f"picture_preparation is {prepared!r} in config.json: choose one of {', '.join(PREPARED)}")
     way = "pad" if config.get("image_aspect_ratio") == "pad" else "crop"
-    return Frame(side, way, (122, 116, 104), CLIP_MEAN, CLIP_STD)
+    plain = Frame(side, way, (122, 116, 104), CLIP_MEAN, CLIP_STD)
+    if prepared == "training":
+        return plain
+    fifth = added(config, sizes) is not None
+    stride = sizes.get("patch_size", 4) * 2 ** (len(sizes["depths"]) - 1 + fifth)
+    return replace(plain, way="native", factor=stride, area=(int(LEAST * side**2), side**2))
 
 
 FAMILY = Family(

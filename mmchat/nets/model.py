@@ -27,12 +27,13 @@ class SlotLike(Protocol):
 class Encoded:
     """What depends on the pictures alone: the dear part of seeing, kept while only the drawn regions change.
 
-    `vectors` [B, T, C] stand for the pictures in the language model (None where the model makes them otherwise).
-    `levels` are feature maps [B, c, h, w] for heat maps and region features, in the order in which they were computed;
-    names are shown to users: "before fuser", "after fuser", "vision", "bridge". `kept` is the family's own.
+    `vectors` [B, T, C] stand for the pictures in the language model (None where the model makes them otherwise); of
+    pictures of different sizes a list of [T, C]. `levels` are feature maps [B, c, h, w] (or such a list) for heat maps
+    and region features, in the order in which they were computed; names are shown to users: "before fuser", "after
+    fuser", "vision", "bridge". `kept` is the family's own.
     """
 
-    vectors: torch.Tensor | None
+    vectors: torch.Tensor | Sequence[torch.Tensor] | None
     levels: Mapping[str, torch.Tensor] = field(default_factory=dict)
     kept: Any = None
 
