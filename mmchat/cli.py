@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -75,7 +76,10 @@ def parser() -> argparse.ArgumentParser:
     one = command("ask", commands.ask, "ask about a picture; places are in pixels of the upright picture")
     one.add_argument("image", metavar="IMAGE")
     one.add_argument("text", metavar="TEXT", nargs="?", default="", help="may say @1, @2 for the regions")
-    one.add_argument("--region", metavar="x0,y0,x1,y1", type=corners, action="append", default=[])
+    one.add_argument(
+        "--region", metavar="x0,y0,x1,y1", type=drawn, action="append", default=[],
+        help='a box; x,y: a point; scribble, polygon, mask as JSON: {"kind": "scribble", "points": [[x, y], ...]}',
+    )  # fmt: skip
     one.add_argument("--model", metavar="NAME", help="a name of the `models` command, or replay (recorded answers)")
     one.add_argument("--precision", default="auto", metavar="|".join(PRECISIONS))
     one.add_argument("--device", metavar="cpu|cuda|auto|disk", help="auto spreads over GPUs and CPU, disk reads layers")
@@ -168,6 +172,19 @@ def corners(text: str) -> list[float]:
     if len(numbers) not in (2, 4) or not all(abs(number) < 1e12 for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is no place, write x0,y0,x1,y1 (or x,y) in pixels")
     return numbers
+
+
+def drawn(text: str) -> list[float] | dict[str, Any]:
+    if not text.lstrip().startswith("{"):
+        return corners(text)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        shape = '{"kind": "scribble", "points": [[x, y], ...]}'
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no place, write x0,y0,x1,y1 or {shape} in pixels")
+    return found
 
 
 def size_of(text: str) -> tuple[int, int]:

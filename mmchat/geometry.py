@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
-    "Box", "Fit", "Frame", "Mask", "Pixels", "Place", "Placement", "Point", "Polygon", "Region", "Resample",
+    "KINDS", "Box", "Fit", "Frame", "Mask", "Pixels", "Place", "Placement", "Point", "Polygon", "Region", "Resample",
     "clipped", "native", "open_image", "outline", "region", "region_in", "tiling",
 ]  # fmt: skip
 
@@ -31,6 +31,8 @@ Pixels = tuple[float, float, float, float]
 Fit = Literal["squash", "pad", "pad_end", "crop", "native", "tiles"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
+KINDS = ("box", "point", "scribble", "polygon", "mask")  # what a user can draw
+MOST_POINTS = 2000  # of a line or an outline: a hand that draws for a minute gives fewer
 SQUARE_LIMIT = (
     8192  # a longer picture is shrunk to this before it is padded: 1:40 at 100 megapixels would need a square of 12 GB
 )
@@ -222,10 +224,26 @@ class Region:
         return self.mask if self.kind == "mask" and self.mask is not None else self.box
 
 
-def region_in(corners: Sequence[float], size: tuple[int, int], number: int = 1) -> Region:
-    """A region from [x0, y0, x1, y1] or [x, y] in pixels of a picture of `size` (width, height); errors as `region`."""
-    unit = [value / size[axis % 2] for axis, value in enumerate(corners)]
-    return region({"kind": "point", "points": [unit]} if len(unit) == 2 else {"kind": "box", "box": unit}, number)
+def region_in(given: Sequence[float] | Mapping[str, Any], size: tuple[int, int], number: int = 1) -> Region:
+    """A region from [x0, y0, x1, y1], [x, y] or what `region` takes, in pixels of a picture of `size` (width, height);
+    errors as `region`.
+
+    A mask covers the whole picture with cells of its own. "point": [x, y] may stand for "points", as in an answer.
+    """
+    if not isinstance(given, Mapping):
+        unit = [value / size[axis % 2] for axis, value in enumerate(given)]
+        return region({"kind": "point", "points": [unit]} if len(unit) == 2 else {"kind": "box", "box": unit}, number)
+    name, data = f"Region {number}", dict(given)
+    kind, points = data.get("kind", "box"), data.get("points", [data["point"]] if "point" in data else None)
+    if kind == "box":
+        corners = _numbers(data.get("box"), 4, name)
+        data["box"] = [value / size[axis % 2] for axis, value in enumerate(corners)]
+    elif kind != "mask" and isinstance(points, Sequence) and not isinstance(points, str):
+        if len(points) > MOST_POINTS:
+            raise ValueError(_too_many(len(points), name))
+        pairs = [_numbers(pair, 2, name) for pair in points]
+        data["points"] = [(x / size[0], y / size[1]) for x, y in pairs]
+    return region(data, number)
 
 
 def region(data: Mapping[str, Any], number: int = 1) -> Region:
@@ -268,18 +286,21 @@ def region(data: Mapping[str, Any], number: int = 1) -> Region:
         raise ValueError(
             f'{name} is a {kind} and needs "points" [x, y]: {"one" if kind == "point" else f"{least} or more"}.'
         )
+    if len(given) > MOST_POINTS:
+        raise ValueError(_too_many(len(given), name))
     points = tuple(Point(*_numbers(pair, 2, name)) for pair in given)
     if not any(0 <= point.x <= 1 and 0 <= point.y <= 1 for point in points):
         raise ValueError(f"{name} lies outside the picture: draw it on the picture.")
     points = tuple(point.clipped() for point in points)
-    box = (
-        outline(Polygon(points))
-        if len(points) > 2
-        else Box.ordered(Box(points[0].x, points[0].y, points[-1].x, points[-1].y))
-    )
+    across, down = [point.x for point in points], [point.y for point in points]
+    box = Box(min(across), min(down), max(across), max(down))
     if kind == "polygon" and box.area <= 0:
         raise ValueError(f"{name} has no area inside the picture: draw an outline that lies on the picture.")
     return Region(kind, box, points, image=image)
+
+
+def _too_many(count: int, name: str) -> str:
+    return f"{name} has {count} points, at most {MOST_POINTS} are taken: draw it with fewer."
 
 
 def _numbers(given: Any, count: int, name: str) -> tuple[float, ...]:
@@ -287,7 +308,7 @@ def _numbers(given: Any, count: int, name: str) -> tuple[float, ...]:
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
         raise ValueError(f"{name} needs {wanted}, not {short(given)}.")
     for number in given:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not -1e12 < number < 1e12:
             raise ValueError(f"{name} needs {wanted}, all finite, not {short(given)}.")
     return tuple(float(number) for number in given)
 

@@ -126,6 +126,8 @@ def test_ask_takes_a_task_without_words(run, photo: Path) -> None:
         (["--region", "1,2,3"], "x0,y0,x1,y1"),
         (["--region", "a,b,c,d"], "x0,y0,x1,y1"),
         (["--region", "nan,0,5,5"], "x0,y0,x1,y1"),
+        (["--region", "{kind: 1}"], "x0,y0,x1,y1 or {"),
+        (["--region", '{"kind": "polygon", "points": [[1, 2], [3, 4]]}'], "3 or more"),
         (["--task", "dance"], "choose one of"),
         (["--heat", "feature norm"], "--heat-save"),
         (["--heat", "moon", "--heat-save", "{tmp}/heat.png"], "choose one of"),
@@ -141,6 +143,13 @@ def test_ask_says_in_one_sentence_what_is_wrong(run, photo: Path, tmp_path: Path
     told = run("ask", photo, QUESTION, "--json", *given)
     status, out, err = told
     assert status == 2 and err.count("\n") == 1 and words in err, err
+
+
+def test_a_line_is_given_as_json(run, photo: Path) -> None:
+    line = '{"kind": "scribble", "points": [[20, 20], [100, 60], [60, 100]]}'
+    status, out, _ = run("ask", photo, "What is @1?", "--model", "replay", "--json", "--region", line)
+    assert status == 0 and json.loads(out)["text"]
+    assert json.loads(out)["spans"][0]["places"][0]["box"] == pytest.approx([20, 20, 100, 100], abs=0.1)
 
 
 def test_a_region_that_sticks_out_is_cut(run, photo: Path) -> None:

@@ -24,6 +24,7 @@ from mmchat.geometry import (
     open_image,
     outline,
     region,
+    region_in,
     tiling,
 )
 
@@ -205,12 +206,60 @@ def test_a_dragged_box_is_ordered_and_clipped() -> None:
         ({"kind": "mask", "mask": {"size": [2, 2], "runs": [1, 1]}}, "add up"),
         ({"kind": "mask", "mask": {"size": [1e9, 2], "runs": [1, 1]}}, "whole numbers"),
         ({"kind": "box", "box": [0, 0, 1, 1], "image": -1}, "picture"),
+        ({"kind": "box", "box": [0, 0, 1, 10**400]}, "finite"),
+        ({"kind": "scribble", "points": [[0.5, 0.5]] * 2001}, "2001 points, at most 2000"),
     ],
 )
 def test_a_bad_region_is_refused_in_one_sentence_that_names_it(data: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         region(data, 3)
     assert str(caught.value).startswith("Region 3")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (
+            {"kind": "scribble", "points": [[64, 48], [320, 240]]},
+            {"kind": "scribble", "points": [[0.1, 0.1], [0.5, 0.5]]},
+        ),
+        (
+            {"kind": "polygon", "box": [64, 48, 320, 240], "points": [[64, 48], [320, 48], [64, 240]]},
+            {"kind": "polygon", "points": [[0.1, 0.1], [0.5, 0.1], [0.1, 0.5]]},
+        ),
+        ({"kind": "point", "box": [64, 48, 64, 48], "point": [64, 48]}, {"kind": "point", "points": [[0.1, 0.1]]}),
+        ({"box": [64, 48, 320, 240], "image": 1}, {"kind": "box", "box": [0.1, 0.1, 0.5, 0.5], "image": 1}),
+        ([64, 48, 320, 240], {"kind": "box", "box": [0.1, 0.1, 0.5, 0.5]}),
+    ],
+)
+def test_a_region_is_given_in_pixels_too_as_an_answer_gives_its_places(
+    given: object, wanted: dict[str, object]
+) -> None:
+    assert region_in(given, (640, 480)) == region(wanted)  # type: ignore[arg-type]
+
+
+def test_a_mask_has_cells_of_its_own_and_no_pixels() -> None:
+    cells = {"kind": "mask", "mask": {"size": [4, 3], "runs": [5, 2, 5]}}
+    assert region_in(cells, (640, 480)) == region(cells)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kind": "scribble", "points": [[64]]},
+        {"kind": "scribble", "points": "64,48"},
+        {"kind": "polygon", "points": [[1, 2], [3, 4], None]},
+        {"kind": "scribble", "points": [[1, 2]] * 5000},
+        {"kind": "box", "box": [1, 2, 3, "4"]},
+        {"kind": {}, "points": [[1, 2]]},
+        {"kind": "mask", "mask": [[1]]},
+        {},
+    ],
+)
+def test_a_wrong_region_in_pixels_is_refused_in_one_sentence(given: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="^Region 2") as caught:
+        region_in(given, (640, 480), 2)
+    assert "\n" not in str(caught.value)
 
 
 # opening

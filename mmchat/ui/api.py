@@ -36,8 +36,9 @@ def endpoints(
     ) -> Json:
         """Ask about a picture: text may say @1, @2.
 
-        regions: list of [x0, y0, x1, y1] or [x, y] in pixels of the upright picture; task: one of the family's or none;
-        seed: none for the likeliest words, else a number for a livelier answer.
+        regions: list of [x0, y0, x1, y1], [x, y] or {"kind": "scribble", "points": [[x, y], ...]} and the like, in
+        pixels of the upright picture; task: one of the family's or none; seed: none for the likeliest words, else a
+        number for a livelier answer.
         """
         return _told(answered, desk, name(), image, text, regions, task, seed)
 
@@ -99,8 +100,15 @@ def answered(
 
 
 def region_of(values: object, number: int, size: tuple[int, int]) -> Region:
-    """[x0, y0, x1, y1] or [x, y] in pixels as a region; ValueError where that is no place on the picture."""
+    """[x0, y0, x1, y1], [x, y] or an object with "kind", in pixels, as a region; ValueError where that is no place on
+    the picture.
+    """
+    if isinstance(values, dict):
+        return region_in(values, size, number)
     good = isinstance(values, list) and len(values) in (2, 4) and all(type(value) in (int, float) for value in values)
     if not good or not isinstance(values, list):
-        raise ValueError(f"Region {number} must be [x0, y0, x1, y1] or [x, y] in pixels, not {str(values)[:60]}.")
+        raise ValueError(
+            f'Region {number} must be [x0, y0, x1, y1], [x, y] or {{"kind": "scribble", "points": [[x, y], ...]}} in '
+            f"pixels, not {str(values)[:60]}."
+        )
     return region_in(values, size, number)
