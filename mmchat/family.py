@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mmchat.clip import Clip
 from mmchat.dialect import Grounded, Scene
 from mmchat.geometry import Box, Frame, Place, Region
 from mmchat.prompt import Piece
@@ -36,7 +37,9 @@ class Family:
     `mention(number, region, dialect, scene)` gives the pieces that stand where the user wrote @number.
     `keys` are ordered (regular expression, replacement) pairs from published parameter names to ours; `drop`
     patterns name what a checkpoint may hold beyond the model; `fold(state)` joins tensors where two become one; `parts`
-    are the other folders that it needs (`nets.weights.Part`). `dwarf` is a config.json of two thin layers.
+    are the other folders that it needs (`nets.weights.Part`). `clip(config, clip)` makes of a video or a sound, where
+    `takes` names them, the float32 values that its model's `encode` finds in a `Footage`. `dwarf` is a config.json of
+    two thin layers.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Family:
     drop: tuple[str, ...] = ()
     fold: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # best a nets.weights.Fold
     parts: tuple[Any, ...] = ()  # of nets.weights.Part
-    takes: frozenset[str] = frozenset({"box"})  # "box", "point", "scribble", "mask", "several pictures"
+    takes: frozenset[str] = frozenset({"box"})  # geometry's kinds of region, "several pictures", "video", "sound"
     keep: tuple[str, ...] = ()  # full module paths never quantised
     heats: tuple[str, ...] = ()  # kinds of heat map this family can give
     licence: str = ""
@@ -61,6 +64,7 @@ class Family:
     marks: tuple[str, ...] = ()  # tokens that it adds behind its tokenizer's own, in this order
     retrieves: str = ""  # the mark at which it searches pictures of the user's: see nets.retrieval
     speaks: Callable[[Mapping[str, Any]], Any] | None = None  # the template of a config.json, where they differ
+    clip: Callable[[Mapping[str, Any], Clip], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,17 @@ class Limits:
     top_p: float = 1.0
     seed: int = 0
     cache: bool = True
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A video or a sound (`kind`) among the pictures that a model sees, as the family's `clip` made it.
+
+    `values`: float32; an engine hands a model a tensor on its device.
+    """
+
+    kind: str
+    values: Any
 
 
 @dataclass(frozen=True)
@@ -142,7 +157,7 @@ class Engine(Protocol):
     precision: str
     notes: tuple[str, ...]
 
-    def see(self, pictures: tuple[np.ndarray, ...], regions: tuple[Region, ...]) -> Sight: ...
+    def see(self, pictures: tuple[np.ndarray | Footage, ...], regions: tuple[Region, ...]) -> Sight: ...
     def speak(self, prompt: tuple[Piece, ...], sight: Sight, limits: Limits) -> Iterator[Said]: ...
     def trace(
         self, prompt: tuple[Piece, ...], text: str, sight: Sight, want: str, about: Region | str | None = None

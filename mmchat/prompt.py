@@ -15,22 +15,24 @@ from mmchat.geometry import Region
 @dataclass(frozen=True)
 class Turn:
     """One turn of a talk. `text` may say @1, @2 ... (counted over `regions` of the whole talk). `images`: indices of
-    pictures shown with it.
+    pictures shown with it; `kinds`: what each of them is, "image", "video" or "sound" (empty: all are pictures).
     """
 
     role: Literal["user", "assistant"]
     text: str
     regions: tuple[Region, ...] = ()
     images: tuple[int, ...] = ()
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the prompt for vectors: "image" index, "region" index (-1: all candidates), "clue" (about `text`, the
-    words of the user's turn `index`). "typed" holds no vectors, but words of the user in which every mark is letters.
+    """A place in the prompt for vectors: "image", "video" or "sound" index (they are counted together), "region" index
+    (-1: all candidates), "clue" (about `text`, the words of the user's turn `index`). "typed" holds no vectors, but
+    words of the user in which every mark is letters.
     """
 
-    kind: Literal["image", "region", "clue", "typed"]
+    kind: Literal["image", "video", "sound", "region", "clue", "typed"]
     index: int = 0
     text: str = ""
 
@@ -38,7 +40,7 @@ class Slot:
 Piece = str | Slot
 Mention = Callable[[int, Region], tuple[Piece, ...]]
 
-_FIELD = re.compile(r"\{(text|image|clue|candidates)\}")
+_FIELD = re.compile(r"\{(text|image|video|sound|clue|candidates)\}")
 # @1, or as other systems' users write it: <region1>, [region0] (from 0), <boxes> (all)
 _MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)|<region(\d{1,3})>|\[region(\d{1,3})\]|<boxes>")
 _SIGNS = re.compile(r"[<>@]")
@@ -79,6 +81,7 @@ class Template:
     `late_start`: whether the ids that begin a prompt stand before its first text, behind pictures that come before it.
     `leaning`: for models that were trained on short talks, a regular expression of the questions that lean on what was
     said before: these are shown with the exchange that they lean on, all others alone, with the pictures.
+    `video` and `sound` say of these what `image` says of pictures; `order` is how a turn's kinds follow one another.
     """
 
     system: str = ""
@@ -95,6 +98,9 @@ class Template:
     late_start: bool = False
     leaning: str | None = None
     words: frozenset[str] = frozenset()
+    video: str = ""
+    sound: str = ""
+    order: tuple[str, ...] = ("image", "video", "sound")
 
     def task(self, name: str) -> Task:
         """The task of that name; ValueError with the known ones otherwise."""
@@ -111,11 +117,15 @@ class Template:
         last = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
         seen, messages = 0, []
         shown, images = self._shown(turns, last), ()
+        slots = {slot.index: slot for turn in turns for slot in _slots(turn)}
         for index, turn in enumerate(turns):
             if index not in shown:
                 seen, images = seen + len(turn.regions), (*images, *turn.images)
                 continue
-            front, text, shows = "", turn.text, (*images, *turn.images)
+            front, text = "", turn.text
+            shows = sorted(
+                (slots[one] for one in (*images, *turn.images)), key=lambda slot: self.order.index(slot.kind)
+            )
             if task is not None and index == last:
                 numbers = range(seen + 1, seen + 1 + len(turn.regions))
                 front, text = _asked(self.task(task), text, numbers or range(1, len(regions) + 1), len(regions))
@@ -141,16 +151,17 @@ class Template:
         first = range(before, min(before + 2, last))
         return frozenset((*first, *range(last, len(turns))))
 
-    def beside(self, text: tuple[Piece, ...], images: Sequence[int]) -> tuple[Piece, ...]:
-        """A turn's text with its pictures placed as `image` says."""
-        front, _, behind = self.image.partition("{text}")
-        before = [piece for index in images for piece in _filled(front, image=(Slot("image", index),))]
-        after = [piece for index in images for piece in _filled(behind, image=(Slot("image", index),))]
+    def beside(self, text: tuple[Piece, ...], images: Sequence[int | Slot]) -> tuple[Piece, ...]:
+        """A turn's text with its pictures placed as `image` says, its clips as `video` and `sound` say."""
+        slots = [Slot("image", one) if isinstance(one, int) else one for one in images]
+        halves = [getattr(self, slot.kind).partition("{text}")[::2] for slot in slots]
+        before = [piece for slot, (front, _) in zip(slots, halves, strict=True) for piece in _placed(front, slot)]
+        after = [piece for slot, (_, behind) in zip(slots, halves, strict=True) for piece in _placed(behind, slot)]
         return joined((*before, *text, *after))
 
-    def shown(self, index: int) -> tuple[Piece, ...]:
-        """A picture with its marks, as it stands inside a sentence."""
-        return joined(_filled(self.image.partition("{text}")[0].strip(), image=(Slot("image", index),)))
+    def shown(self, image: Slot) -> tuple[Piece, ...]:
+        """A picture or a clip with its marks, as it stands inside a sentence."""
+        return joined(_placed(getattr(self, image.kind).partition("{text}")[0].strip(), image))
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
         """Messages (role, pieces) in this template's order; ends open for the model's answer when the last one is the
@@ -216,6 +227,17 @@ def encode(
     return out
 
 
+def _slots(turn: Turn) -> list[Slot]:
+    """What a turn shows."""
+    kinds = turn.kinds or ("image",) * len(turn.images)
+    return [Slot(kind, index) for kind, index in zip(kinds, turn.images, strict=True)]  # type: ignore[arg-type]
+
+
+def _placed(pattern: str, slot: Slot) -> list[Piece]:
+    """A pattern with the one thing that is shown put in."""
+    return _filled(pattern, **{slot.kind: (slot,)})
+
+
 def _filled(pattern: str, **fields: tuple[Piece, ...]) -> list[Piece]:
     """A pattern with its fields put in; a filling is never searched for fields again."""
     fields.setdefault("candidates", (Slot("region", -1),))
@@ -260,6 +282,12 @@ def _regions(match: re.Match[str], known: int) -> tuple[int, ...]:
         return tuple(range(1, known + 1))
     number = int(match[3]) + 1 if match[3] else int(match[1] or match[2])
     return (number,) if 1 <= number <= known else ()
+
+
+def mentioned(text: str, known: int) -> tuple[int, ...]:
+    """The numbers, from 1, of the `known` regions that a text names, however it is written, each once."""
+    numbers = (number for match in _MENTION.finditer(text) for number in _regions(match, known))
+    return tuple(dict.fromkeys(numbers))
 
 
 def unknown_mentions(text: str, known: int) -> list[str]:

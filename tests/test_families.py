@@ -22,6 +22,7 @@ NAMES = family.names()
 PLACED = [name for name in NAMES if family.load(name).takes - {"several pictures"}]  # the others know no places
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SHORT = Limits(new_tokens=6)
+TAKEN = {"box", "point", "scribble", "mask", "polygon", "several pictures", "video", "sound"}
 BOX = Region("box", Box(0.2, 0.1, 0.7, 0.8))
 SHAPES = [
     (640, 480), (480, 640), (500, 500), (1, 1), (1, 40), (40, 1), (1999, 100), (333, 777), (4000, 3000), (17, 5),
@@ -56,7 +57,7 @@ def test_the_record_is_whole(name):
     record = family.load(name)
     assert isinstance(record, Family) and record.name == name
     assert record.title and record.about.endswith(".") and record.licence and record.heats and record.dwarf
-    assert record.template.tasks and record.takes <= {"box", "point", "scribble", "mask", "polygon", "several pictures"}
+    assert record.template.tasks and record.takes <= TAKEN
     assert "{text}" in record.template.user and callable(record.build) and callable(record.mention)
 
 

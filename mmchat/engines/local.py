@@ -31,7 +31,7 @@ from mmchat.engines.talks import (
     written,
 )  # fmt: skip
 from mmchat.engines.tokens import Growing, Tokens, tokenizer_folder
-from mmchat.family import Family, Limits, Picture, Said, Sight, Trace
+from mmchat.family import Family, Footage, Limits, Picture, Said, Sight, Trace
 from mmchat.geometry import Box, Mask, Place, Region, outline
 from mmchat.nets import archive, plan, trace, weights
 from mmchat.nets.model import Encoded, Model, Seen
@@ -154,15 +154,17 @@ class LocalEngine:
     # see
 
     @torch.inference_mode()
-    def see(self, pictures: tuple[np.ndarray, ...], regions: tuple[Region, ...]) -> Sight:
-        """pictures float32 [3, H, W]; regions in the unit square of the fitted picture.
+    def see(self, pictures: tuple[np.ndarray | Footage, ...], regions: tuple[Region, ...]) -> Sight:
+        """pictures float32 [3, H, W], clips as their family makes them; regions in the unit square of the fitted
+        picture.
 
         The encoder runs once for the same pictures, whatever is drawn on them.
         """
         digest = hashlib.sha256()
         for picture in pictures:
-            digest.update(str(picture.shape).encode())
-            digest.update(np.ascontiguousarray(picture))
+            kind, values = (picture.kind, picture.values) if isinstance(picture, Footage) else ("", picture)
+            digest.update(f"{kind}{values.shape}".encode())
+            digest.update(np.ascontiguousarray(values))
         key = digest.hexdigest()
         boxes = tuple(outline(region.place) for region in regions)
         owners = tuple(region.image for region in regions)
@@ -174,8 +176,9 @@ class LocalEngine:
             return Sight(kept.key, kept.candidates, kept.regions, kept.content, 0, kept.owners)
         runs = int(key not in self._encoded)
         if runs:
-            pixels = [torch.from_numpy(picture).to(self.model.device, self.model.dtype) for picture in pictures]
-            alike = len({picture.shape for picture in pixels}) == 1  # else a model that keeps sizes, one by one
+            pixels = [self._pixels(picture) for picture in pictures]
+            clips = any(isinstance(picture, Footage) for picture in pixels)
+            alike = not clips and len({picture.shape for picture in pixels}) == 1  # else one by one
             self._encoded[key] = self.model.encode(torch.stack(pixels) if alike else pixels)
             self.encoder_runs += 1
         self._encoded.move_to_end(key)
@@ -189,6 +192,12 @@ class LocalEngine:
             while len(store) > PICTURES:
                 store.popitem(last=False)
         return sight
+
+    def _pixels(self, picture: np.ndarray | Footage) -> torch.Tensor | Footage:
+        """A picture or a clip where the model computes."""
+        if isinstance(picture, Footage):
+            return replace(picture, values=self._pixels(picture.values))
+        return torch.from_numpy(picture).to(self.model.device, self.model.dtype)
 
     # speak
 

@@ -16,7 +16,9 @@ Tokenize = Callable[[str], list[int]]
 
 
 class SlotLike(Protocol):
-    """What `fill` reads of a prompt's slot: "image" index, "region" index (-1: all candidates), "clue" about `text`."""
+    """What `fill` reads of a prompt's slot: "image", "video" or "sound" index, "region" index (-1: all candidates),
+    "clue" about `text`.
+    """
 
     kind: str
     index: int
@@ -112,7 +114,11 @@ class Model(nn.Module):
         return self.gather(self.encode(pixels), boxes, owners)
 
     def encode(self, pixels: torch.Tensor) -> Encoded:
-        """Run everything that depends on the pictures alone. pixels [B, 3, H, W]."""
+        """Run everything that depends on the pictures alone. pixels [B, 3, H, W].
+
+        A model that takes videos or sounds is given a list where one is among them: pictures [3, H, W], and what its
+        family made of a clip, with `kind` and `values`. Its vectors and levels then count both.
+        """
         assert self.vision is not None and self.bridge is not None, "a model without eyes must override encode"
         levels = self.vision(pixels)
         vectors = self.bridge(levels)
@@ -143,7 +149,7 @@ class Model(nn.Module):
         The same slot and the same `seen` must always give the same vectors: the engine keeps what it has read from turn
         to turn.
         """
-        if slot.kind == "image":
+        if slot.kind in ("image", "video", "sound"):
             if slot.index >= len(seen.images):
                 raise ValueError(f"The talk names picture {slot.index + 1}, but there are {len(seen.images)}: add it.")
             return seen.images[slot.index]
