@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmchat.picture import PIXEL_LIMIT, open_image, short, squashed
+from mmchat.picture import PIXEL_LIMIT, narrowed, open_image, short, squashed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -476,10 +476,12 @@ class Frame:
         # first pass, so a wide picture takes it alone and is padded between the two.
         across = self.side if inner[0] == side else side
         if across not in (side, image.width):
-            image = image.resize((across, image.height), filter_)
+            image = narrowed(image, across, filter_)
         canvas = Image.new("RGB", (across, side), self.fill)
         canvas.paste(image, (left, top))
-        return canvas if canvas.size == square else canvas.resize(square, filter_), placement
+        if canvas.size == square:
+            return canvas, placement
+        return narrowed(canvas, self.side, filter_).resize(square, filter_), placement
 
     def place(self, size: tuple[int, int]) -> Placement:
         """Where a picture of `size` (width, height) would lie; needs no picture."""

@@ -27,6 +27,7 @@ from mmchat.geometry import (
     region_in,
     tiling,
 )
+from mmchat.picture import narrowed
 
 GOLDEN = Path(__file__).parent / "golden" / "geometry"
 SHAPES = [(12, 1), (6, 1), (4, 1), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (1, 2), (1, 4), (1, 6), (1, 12)]
@@ -371,3 +372,12 @@ def test_a_thread_of_a_picture_has_no_native_size() -> None:
 @pytest.mark.parametrize(("size", "wanted"), [((934, 204), (5, 1)), ((1727, 1317), (4, 3)), ((448, 448), (1, 1))])
 def test_tiles_follow_the_shape_of_the_picture(size: tuple[int, int], wanted: tuple[int, int]) -> None:
     assert tiling(size) == wanted
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (1001, 1003), (300, 9000)])
+@pytest.mark.parametrize("cores", [1, 3])
+def test_a_large_picture_resized_in_bands_has_the_same_pixels(size, cores, monkeypatch):
+    monkeypatch.setattr("mmchat.picture.os.cpu_count", lambda: cores)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    for way in (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS):
+        assert np.array_equal(narrowed(image, 336, way), image.resize((336, size[1]), way))
