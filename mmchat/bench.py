@@ -103,7 +103,7 @@ def passes() -> Iterator[tuple[str, bool]]:
         ten = len(counted)
         model.encode_all(pixels)
         nineteen = len(counted) - ten
-        short, long = (quickest(lambda road=road: road(pixels), 1) for road in (model.encode, model.encode_all))
+        short, long = in_turn(lambda: model.encode(pixels), lambda: model.encode_all(pixels), times=3)
     line = f"passes  {ten} take {short:.2f} s, {nineteen} take {long:.2f} s: ratio {short / long:.2f}"
     yield line, (ten, nineteen) == (10, 19) and short / long <= MOST_OF_NINETEEN
 
@@ -128,7 +128,7 @@ def fit() -> Iterator[tuple[str, bool]]:
             return np.asarray(theirs(square, return_tensors="np")["pixel_values"][0])
 
         equal = np.array_equal(frame.fit(image)[0], other())
-        ours, long = quickest(lambda image=image: frame.fit(image)), quickest(other)
+        ours, long = in_turn(lambda image=image: frame.fit(image), other)
         line = f"fit     {title:>5} {ours * 1e3:.0f} ms against {long * 1e3:.0f} ms: {long / ours:.1f} times as fast"
         yield f"{line}, pixels {'equal' if equal else 'NOT equal'}", equal and long / ours >= LEAST_FASTER
 
@@ -165,14 +165,16 @@ def read() -> Iterator[tuple[str, bool]]:
     yield line, min(spent) <= MOST_OF_IMPORTING
 
 
-def quickest(work: Callable[[], Any], times: int = 5) -> float:
-    """Seconds of the quickest of some runs."""
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+def in_turn(*works: Callable[[], Any], times: int = 5) -> list[float]:
+    """The median seconds of each of some works, run by turns; the first round of all is not counted."""
+    taken: list[list[float]] = [[] for _ in works]
+    for number in range(times + 1):
+        for work, found in zip(works, taken, strict=True):
+            start = time.perf_counter()
+            work()
+            if number:
+                found.append(time.perf_counter() - start)
+    return [statistics.median(found) for found in taken]
 
 
 ROWS: dict[str, Callable[[], Iterator[tuple[str, bool]]]] = {
@@ -238,8 +240,8 @@ def measured(folder: str, precision: str, tokens: int = 512) -> dict[str, int]:
     length = answered(engine, tokens)
     after = resident()
     return {
-        "planned": told.weights + told.talk_thousand * length // 1000, "measured": after - before, "tokens": length,
-        "moment": told.moment,
+        "planned": told.weights + told.talk_thousand * length // 1000 + plan.WORKSPACE, "measured": after - before,
+        "tokens": length, "moment": told.moment,
     }  # fmt: skip
 
 
@@ -265,7 +267,7 @@ def switched(first: str, second: str, precision: str) -> dict[str, list[int]]:
 
 def loaded(folder: str, precision: str) -> dict[str, float]:
     """Seconds and peak bytes of loading a large checkpoint, bytes that the model then holds, seconds of reading its
-    files; the best of three of each in turn.
+    files; medians of five of each in turn.
     """
     from mmchat import family
     from mmchat.nets import quantise, weights
@@ -273,12 +275,13 @@ def loaded(folder: str, precision: str) -> dict[str, float]:
     known = family.load("llava")
     warm(Path(folder), precision)
     paths = weights.shards(Path(folder))
-    told = {"files": sum(path.stat().st_size for path in paths), "reading": 1e9, "seconds": 1e9, "peak": 0, "size": 0}
-    for _ in range(3):
+    told: dict[str, float] = {"files": sum(path.stat().st_size for path in paths), "peak": 0, "size": 0}
+    reading, seconds = [], []
+    for _ in range(5):
         began = time.perf_counter()
         for path in paths:
             path.read_bytes()
-        told["reading"] = min(told["reading"], time.perf_counter() - began)
+        reading.append(time.perf_counter() - began)
         config = weights.read_config(Path(folder))
         with weights.without_memory():
             model = known.build(config)
@@ -286,7 +289,7 @@ def loaded(folder: str, precision: str) -> dict[str, float]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         began = time.perf_counter()
         weights.load(model, Path(folder), known.keys, known.drop, known.fold, precision, known.keep)
-        told["seconds"] = min(told["seconds"], time.perf_counter() - began)
+        seconds.append(time.perf_counter() - began)
         lines = dict(line.split(":") for line in Path("/proc/self/status").read_text("utf-8").splitlines())
         told["peak"] = max(told["peak"], int(lines["VmHWM"].split()[0]) * 1024 - before)
         packed = quantise.packed_layers(model)
@@ -294,7 +297,7 @@ def loaded(folder: str, precision: str) -> dict[str, float]:
         told["size"] += sum(quantise.packed_state(model, path, "int8")[f"{path}.SCB"].nbytes
                             for path, kind in packed.items() if kind == "int8")  # fmt: skip
         del model
-    return told
+    return told | {"reading": statistics.median(reading), "seconds": statistics.median(seconds)}
 
 
 def warm(folder: Path, precision: str) -> None:

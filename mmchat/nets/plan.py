@@ -21,6 +21,9 @@ from mmchat.nets.quantise import BLOCK, PRECISIONS, QUANTISED, linear_layers, se
 TALK = 2048  # tokens of a talk that is planned for, where the model reads as many
 SHORT = 1024  # a talk shorter than this is not offered: a picture alone may be 576 tokens long
 MARGIN = 0.95  # of what is free that may be taken: the rest of the machine breathes, too
+WORKSPACE = (
+    7 << 20
+)  # bytes beside weights and talk, of any model: compiled kernels, its tokenizer, the allocator's rest
 NESTED = 256  # scales of 4 bit weights with one scale of their own
 OFFLOADED = {"cpu": "disk", "cuda": "auto"}  # the device to choose where a model is larger than the memory
 
@@ -52,7 +55,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        return self.weights + self.talk + self.moment
+        return self.weights + self.talk + self.moment + WORKSPACE
 
 
 class NoRoom(ValueError):
