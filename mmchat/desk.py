@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mmchat.clip import Clip
 from mmchat.dialect import Dropped, Moment, Scene, Span, confidence, home, inspect
-from mmchat.family import Engine, Limits, Picture, Said, Sight, Trace
-from mmchat.geometry import Place, Placement, Region, clipped, outline
-from mmchat.prompt import Piece, Slot, Turn, unknown_mentions
+from mmchat.family import Engine, Family, Footage, Limits, Picture, Said, Sight, Trace
+from mmchat.geometry import KINDS, Box, Place, Placement, Region, clipped, outline
+from mmchat.prompt import Piece, Slot, Turn, mentioned, unknown_mentions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,16 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Ask", "Desk", "Limits", "Turn"]
 
 LONGEST = 4000  # characters of a question
+LEAST = 0.1  # of the picture's shorter side: how large the box of a point is, where a model takes boxes alone
+WORDS = {"box": "a box", "point": "a point", "scribble": "a line", "polygon": "an outline", "mask": "a painted shape"}
 PATIENCE = 0.25  # seconds between two looks of somebody who waits: then Stop can reach him too
 MENTION = re.compile(r"(?<![\w@])@(\d{1,3})(?!\w)")
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A question: the talk's pictures (upright RGB), its turns (the last one is the user's), a task of the family's
-    template or None."""
+    """A question: the talk's pictures (upright RGB), videos and sounds, its turns (the last one is the user's), a task
+    of the family's template or None."""
 
-    images: tuple[Image.Image, ...]
+    images: tuple[Image.Image | Clip, ...]
     turns: tuple[Turn, ...]
     task: str | None = None
     limits: Limits = Limits()
@@ -57,6 +60,7 @@ class Answer:
     notes: tuple[tuple[str, object], ...] = ()
     pictures: tuple[Picture, ...] = ()
     moments: tuple[Moment, ...] = ()  # stretches of a video or a sound
+    shown: int = 0  # the picture of the talk that the places are on
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Prepared:
     prompt: tuple[Piece, ...]
     sight: Sight
     placements: tuple[Placement, ...]
-    shown: int  # the picture that numbers in the answer refer to
+    shown: int  # the picture that numbers in the answer refer to: that of the regions asked about, else the last one
     hints: tuple[str, ...]
 
     @property
@@ -108,7 +112,9 @@ class Desk:
             self._leave(ticket)
 
     def heat(self, ask: Ask, answer: Answer | None, what: str, about: object = None) -> Image.Image:
-        """The (last) picture under a heat map `what`, one of the family's `heats`; its info["note"] says what it shows.
+        """A picture under a heat map `what`, one of the family's `heats`: that of the region, else that of the answer.
+
+        Its info["note"] says what it shows, its info["shown"] which picture of the talk it is.
 
         about: a Region of the original picture, a phrase, or None.
         """
@@ -117,6 +123,7 @@ class Desk:
         trace, placement, image = self.trace(ask, answer, what, about)
         painted = paint.heat(image, trace.map, placement)
         painted.info["note"] = trace.note
+        painted.info["shown"] = next(index for index, one in enumerate(ask.images) if one is image)
         return painted
 
     def trace(
@@ -134,10 +141,13 @@ class Desk:
                 about = fitted(about, ready.placements[about.image])
             elif about is not None and not isinstance(about, str):
                 raise ValueError(f"A heat map is about a region or a phrase, not {type(about).__name__}.")
+            shown = about.image if isinstance(about, Region) else ready.shown
+            image = ask.images[shown]
+            if isinstance(image, Clip):
+                raise ValueError(f"A heat map lies over a picture, not over a {image.kind}: ask about a picture.")
             raw = answer.raw if answer is not None else ""
             trace = self.engine.trace(ready.prompt, raw, ready.sight, what, about)
-        shown = about.image if isinstance(about, Region) else ready.shown
-        return trace, ready.placements[shown], ask.images[shown]
+        return trace, ready.placements[shown], image
 
     def reread(self, answer: Answer, size: tuple[int, int], most: int = 9) -> tuple[tuple[str, Answer], ...]:
         """An answer as the family reads it and in other frames and conventions, by name, the likeliest first.
@@ -218,16 +228,20 @@ class Desk:
         """fit, see, render."""
         family = self.engine.family
         frame = family.frame(self.engine.config)
-        fits = [frame.fit(image) for image in ask.images]
+        fits = [self._footage(image) if isinstance(image, Clip) else frame.fit(image) for image in ask.images]
         placements = tuple(placement for _, placement in fits)
         hints = list(getattr(self.engine, "notes", ()))
         turns = with_pictures(ask)
         drawn = [region for turn in turns for region in turn.regions]
+        named = named_in(turns, family, ask.task)
         regions = []
         for number, region in enumerate(drawn, 1):
-            inside, hint = usable(region, number, placements)
+            if region.image < len(ask.images) and isinstance(ask.images[region.image], Clip):
+                raise ValueError(f"Region {number} is on no picture, but on a clip: draw it on a picture.")
+            kind, changed = taken(region, number, family, placements)
+            inside, cut = usable(kind, number, placements)
             regions.append(inside)
-            hints += hint
+            hints += [*(changed if number in named else ()), *cut]
         hints += wrong_numbers(turns, len(drawn))
         sight = self.engine.see(tuple(picture for picture, _ in fits), tuple(regions))
         waiting = iter(regions)
@@ -241,12 +255,24 @@ class Desk:
         ]
 
         def mention(number: int, region: Region) -> tuple[Piece, ...]:
+            if not family.takes & set(KINDS):  # said to another model, earlier in the talk
+                return (f"@{number}",)
             scene = Scene(sight.candidates, placements[region.image].fitted)
             return family.mention(number, region, family.dialect, scene)
 
         prompt = family.template.render(turns, mention, ask.task)
         pictures = [piece.index for piece in prompt if isinstance(piece, Slot) and piece.kind == "image"]
-        return Prepared(prompt, sight, placements, pictures[-1] if pictures else len(placements) - 1, tuple(hints))
+        about = {drawn[number - 1].image for number in named} & set(pictures)
+        last = pictures[-1] if pictures else len(placements) - 1
+        return Prepared(prompt, sight, placements, about.pop() if len(about) == 1 else last, tuple(hints))
+
+    def _footage(self, clip: Clip) -> tuple[Footage, Placement]:
+        """A video or a sound as the family's model takes it. ValueError where it takes none."""
+        family = self.engine.family
+        if family.clip is None or clip.kind not in family.takes:
+            raise ValueError(f"{family.title} takes no {clip.kind}s: choose another model, or ask about a picture.")
+        values = family.clip(self.engine.config, clip)
+        return Footage(clip.kind, values), Placement(clip.size, clip.size, (1.0, 1.0), (0.0, 0.0))
 
     def _read(self, said: Said, ready: Prepared, limits: Limits) -> Answer:
         """read, and home."""
@@ -269,6 +295,7 @@ class Desk:
             tuple(notes),
             said.pictures,
             grounded.moments,
+            ready.shown,
         )
 
 
@@ -310,7 +337,45 @@ def with_pictures(ask: Ask) -> list[Turn]:
     if not any(turn.images for turn in turns):
         first = next(index for index, turn in enumerate(turns) if turn.role == "user")
         turns[first] = replace(turns[first], images=tuple(range(len(ask.images))))
-    return turns
+    kinds = [image.kind if isinstance(image, Clip) else "image" for image in ask.images]
+    return [replace(turn, kinds=tuple(kinds[index] for index in turn.images)) for turn in turns]
+
+
+def named_in(turns: list[Turn], family: Family, task: str | None) -> tuple[int, ...]:
+    """The numbers of the regions that the last question names, or that its task is about.
+
+    ValueError where the family takes no regions.
+    """
+    known = sum(len(turn.regions) for turn in turns)
+    named = mentioned(turns[-1].text, known)
+    if named and not family.takes & set(KINDS):
+        raise ValueError(f"{family.title} takes no regions: ask in words, without @{named[0]}.")
+    if not named and task is not None and family.template.task(task).needs == "region":
+        named = tuple(range(known - len(turns[-1].regions) + 1, known + 1))
+    return named
+
+
+def taken(region: Region, number: int, family: Family, placements: tuple[Placement, ...]) -> tuple[Region, list[str]]:
+    """A region as a kind that the family takes, and a hint where that is another: the box around what was drawn.
+
+    A point or a line tells a place and hardly its size: their box is at least LEAST of the picture's shorter side wide
+    and high. ValueError where the family takes no boxes either.
+    """
+    kinds = family.takes & set(KINDS)
+    if region.kind in kinds or not kinds or not 0 <= region.image < len(placements):
+        return region, []
+    known = " and ".join(sorted(WORDS[kind] for kind in kinds))
+    told = f"Region {number} is {WORDS[region.kind]} and {family.title} takes {known}"
+    if "box" not in kinds:
+        raise ValueError(f"{told}: draw that.")
+    box, size = region.box.ordered(), placements[region.image].size
+    if region.kind in ("point", "scribble"):
+        across, down = (
+            max(0.0, LEAST * min(size) / side - length) / 2
+            for side, length in zip(size, (box.width, box.height), strict=True)
+        )
+        box = Box(box.x0 - across, box.y0 - down, box.x1 + across, box.y1 + down).clipped()
+    return Region("box", box, image=region.image, size=region.size), [f"{told}: the box around it was taken."]
 
 
 def usable(region: Region, number: int, placements: tuple[Placement, ...]) -> tuple[Region, list[str]]:

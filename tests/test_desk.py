@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmchat.desk import LONGEST, Answer, Ask, Desk, Limits, Turn
 from mmchat.engines.replay import FAMILY, Recorded, ReplayEngine, recordings
-from mmchat.geometry import Box, Point, Region
+from mmchat.geometry import Box, Mask, Point, Region
 
 PHOTO = Image.new("RGB", (640, 480), (90, 120, 30))
 BUS = (Box(0.1, 0.3, 0.55, 0.8),)
@@ -147,6 +147,63 @@ def test_a_question_that_cannot_be_asked_is_one_sentence_and_the_desk_goes_on(qu
 def test_a_point_needs_no_area():
     point = Region("point", Box(0.3, 0.4, 0.3, 0.4), (Point(0.3, 0.4),))
     assert answers(ask("bus", point))[-1].done
+
+
+def taking(*kinds: str) -> Desk:
+    """A desk whose family takes these kinds alone."""
+    engine = ReplayEngine(ANSWERS)
+    engine.family = replace(FAMILY, takes=frozenset(kinds))
+    return Desk(engine)
+
+
+LINE = (Point(0.2, 0.2), Point(0.4, 0.6), Point(0.3, 0.7))
+SHAPES = {
+    "scribble": Region("scribble", Box(0.2, 0.2, 0.4, 0.7), LINE),
+    "polygon": Region("polygon", Box(0.2, 0.2, 0.4, 0.7), LINE),
+    "mask": Region("mask", Box(0.25, 0.5, 0.75, 1), mask=Mask((4, 2), (5, 2, 1))),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_of_a_shape_that_a_model_does_not_take_the_box_is_asked_about_and_said(kind):
+    answer = answers(ask("What is @1?", SHAPES[kind]), taking("box"))[-1]
+    place, wanted = answer.spans[0].places[0], SHAPES[kind].box
+    assert (place.x0, place.y0, place.x1, place.y1) == pytest.approx((wanted.x0, wanted.y0, wanted.x1, wanted.y1))
+    assert any("takes a box: the box around it was taken" in hint for hint in hints(answer))
+    assert not any(
+        "was taken" in hint for hint in hints(answers(ask("What is @1?", SHAPES[kind]), taking("box", kind))[-1])
+    )
+
+
+def test_the_box_of_a_point_is_a_tenth_of_the_shorter_side_and_stays_inside():
+    point = Region("point", Box(0.5, 0.01, 0.5, 0.01), (Point(0.5, 0.01),))
+    place = answers(ask("What is @1?", point), taking("box"))[-1].spans[0].places[0]
+    assert (place.x0, place.x1) == pytest.approx((0.5 - 24 / 640, 0.5 + 24 / 640))
+    assert (place.y0, place.y1) == pytest.approx((0, 0.01 + 24 / 480))
+
+
+def test_a_model_without_regions_refuses_a_question_that_names_one_and_no_other():
+    with pytest.raises(ValueError, match="Recorded answers takes no regions: ask in words, without @1"):
+        answers(ask("What is @1?", BOX), taking("several pictures"))
+    assert answers(ask("bus", BOX), taking())[-1].done
+    turns = (Turn("user", "What is @1?", (BOX,)), Turn("assistant", "A bus."), Turn("user", "Where is the bus?"))
+    assert answers(Ask((PHOTO,), turns), taking())[-1].done
+
+
+def test_a_kind_that_no_box_stands_for_is_refused():
+    with pytest.raises(ValueError, match="Region 1 is a box and Recorded answers takes a point: draw that"):
+        answers(ask("What is @1?", BOX), taking("point"))
+
+
+def test_places_are_on_the_last_picture_or_on_that_of_the_region_asked_about():
+    wide = PHOTO.resize((800, 200))
+    regions = (BOX, replace(BOX, image=1))
+    both = Turn("user", "Where is the bus?", regions, images=(0, 1))
+    assert answers(Ask((PHOTO, wide), (both,)))[-1].shown == 1
+    last = answers(Ask((PHOTO, wide), (replace(both, text="What is @1?"),)))[-1]
+    place = last.spans[0].places[0]
+    assert last.shown == 0 and (place.x0, place.y0, place.x1, place.y1) == pytest.approx((0.1, 0.2, 0.5, 0.9))
+    assert answers(Ask((PHOTO, wide), (replace(both, text="Is @1 like @2?"),)))[-1].shown == 1
 
 
 def test_nobody_ends_the_users_turn_with_a_typed_mark():

@@ -173,7 +173,7 @@ def test_the_start_stands_behind_the_pictures_that_come_first(engine, picture):
 
 
 def test_nobody_can_end_the_prompt_or_point_at_a_place(engine, picture):
-    with pytest.raises(ValueError, match="FROMAGe knows no places"):
+    with pytest.raises(ValueError, match="FROMAGe takes no regions"):
         turn = Turn("user", "What is @1?", (Region("box", Box(0.1, 0.1, 0.5, 0.5)),))
         list(Desk(engine).answer(Ask((picture,), (turn,))))
 
