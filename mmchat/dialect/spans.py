@@ -58,6 +58,11 @@ class Moment:
     source: tuple[int, int] = (0, 0)
     kind = "span"
 
+    def within(self, seconds: float) -> tuple[float, float]:
+        """Start and end in seconds, in a whole of that length: numbers up to 1 are fractions of it, others seconds."""
+        scale = seconds if self.last <= 1 else 1.0
+        return min(self.first * scale, seconds), min(self.last * scale, seconds)
+
 
 @dataclass(frozen=True)
 class Dropped:

@@ -3,36 +3,38 @@ text.
 
 Li et al. 2024, arXiv 2401.06071, github.com/lzw-lzw/GroundingGPT; checkpoint zwli/GroundingGPT, CLIP in a folder of its
 own. Boxes refer to the centred square and come back to the picture; spans of time are {start, end}, whose scale only
-the paper tells. The chat shows pictures: videos and sounds go through `video` and `sound` of the model.
+the paper tells. A video is watched without its sound, which comes as a clip of its own.
 
-Not verified: the trunk that hears (ImageBind, no recorded numbers) is not built, `sound` begins at its features and a
-checkpoint's `model.audio_encoder` is left unread. The original's "inference" crops video frames at random; ours does
-not crop.
+Not verified: the ears (ImageBind's, no numbers are recorded of them; from their features on all is), and how frames and
+samples are decoded. The original's "inference" crops video frames at random; ours does not crop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from mmchat.clip import Clip, evenly
 from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
+from mmchat.family import Dialect, Family, Footage
 from mmchat.geometry import Frame, Region
 from mmchat.layout import DROP, tower, tower_sizes
+from mmchat.nets import imagebind
 from mmchat.nets.bridges import LastLevel, projector
 from mmchat.nets.eva import VIT_G, EvaTower
 from mmchat.nets.language import llama
-from mmchat.nets.model import Model
+from mmchat.nets.model import Encoded, Model
 from mmchat.nets.qformer import QFormer
 from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
 from mmchat.prompt import Piece, Task
 from mmchat.templates import TEMPLATES
 
-FRAMES = 64  # of a video at most
+MARKS = tuple(f"<{kind}_{mark}>" for kind in ("im", "vi", "so") for mark in ("patch", "start", "end"))
 PLACES = " Include the object positions in [x0, y0, x1, y1] format."
 TASKS = (
     Task("free", "Ask freely"),
@@ -87,19 +89,36 @@ class Hearing(nn.Module):
 
 
 class GroundingGPT(Model):
-    """LLaVA's slots, with `watching` and `hearing` beside them."""
+    """LLaVA's slots, with `watching`, `ears` and `hearing` beside them."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        sizes = {**SIZES, **config.get("video_and_sound", {})}
-        width = config["hidden_size"]
+        sizes, width = sizes_of(config), config["hidden_size"]
         bridge = LastLevel(*projector("mlp2x_gelu", config["mm_vision_hidden_size"], width))
         super().__init__(llama(config), tower(config), bridge)
         self.watching, self.hearing = Watching(sizes, width), Hearing(sizes, width)
+        self.ears = imagebind.Ears(sizes["ears"]) if sizes["ears"] else None  # recorded cases have none
+
+    def encode(self, pixels: torch.Tensor | Sequence[torch.Tensor | Footage]) -> Encoded:
+        """Pictures [B, 3, H, W], or a list with clips among them. In the levels a clip has the first picture's map."""
+        if isinstance(pixels, torch.Tensor):
+            return super().encode(pixels)
+        rows, pictures = [], []
+        for one in pixels:
+            rows.append(len(pictures) if isinstance(one, torch.Tensor) else None)
+            pictures += [one] if isinstance(one, torch.Tensor) else []
+        seen = super().encode(torch.stack(pictures)) if pictures else Encoded([])
+        vectors = [self.clip(one) if row is None else seen.vectors[row] for row, one in zip(rows, pixels, strict=True)]
+        return Encoded(vectors, {name: level[[row or 0 for row in rows]] for name, level in seen.levels.items()})
+
+    def clip(self, clip: Footage) -> torch.Tensor:
+        """What stands for a video or a sound [Q, C]."""
+        return self.video(clip.values) if clip.kind == "video" else self.sound(self.ears(clip.values))
 
     def video(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames [F, 3, S, S] of one video, evenly picked (`moments`) and normalised -> [Q, C]."""
-        if len(frames) > len(self.watching.video_frame_position_embedding.weight):
-            raise ValueError(f"the video has {len(frames)} frames: pick at most {FRAMES} evenly")
+        """Frames [F, 3, S, S] of one video, evenly picked and normalised -> [Q, C]."""
+        most = len(self.watching.video_frame_position_embedding.weight)
+        if len(frames) > most:
+            raise ValueError(f"The video has {len(frames)} frames: pick at most {most} evenly.")
         return self.watching(frames.transpose(0, 1)[None])[0]
 
     def sound(self, clips: torch.Tensor) -> torch.Tensor:
@@ -108,21 +127,35 @@ class GroundingGPT(Model):
 
 
 SIZES = {
-    "eva": {**VIT_G, "img_size": 224}, "frames": FRAMES, "frame_queries": 32, "video_queries": 64, "sound_queries": 8,
-    "sound_width": 1024, "qformer_width": 768, "qformer_inner": 3072, "qformer_heads": 12, "qformer_layers": 12,
+    "eva": {**VIT_G, "img_size": 224}, "ears": imagebind.HUGE, "frames": 64, "frame_queries": 32, "video_queries": 64,
+    "sound_queries": 8, "sound_width": 1024, "qformer_width": 768, "qformer_inner": 3072, "qformer_heads": 12,
+    "qformer_layers": 12,
 }  # fmt: skip
-"""Sizes of the video and sound roads, which the published config does not hold."""
+"""Sizes of the video and sound roads as published."""
+NAMED = {"frames": "max_frame", "frame_queries": "num_query_token", "video_queries": "video_token_len",
+         "sound_queries": "sound_token_len"}  # fmt: skip
+"""Those that a published config.json says."""
 
 
-def moments(count: int, most: int = FRAMES) -> list[int]:
-    """Which frames of `count` are looked at: at most `most`, evenly from the first on."""
-    picked = min(count, most)
-    return [int(number * count / picked) for number in range(picked)] if count else []
+def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the video and sound roads."""
+    told = {ours: config[theirs] for ours, theirs in NAMED.items() if theirs in config}
+    return {**SIZES, **told, **config.get("video_and_sound", {})}
 
 
 def frame(config: Mapping[str, Any]) -> Frame:
     """A centred square filled with CLIP's mean colour."""
     return Frame(tower_sizes(config)["image_size"], "pad", (122, 116, 104), CLIP_MEAN, CLIP_STD)
+
+
+def clip(config: Mapping[str, Any], given: Clip) -> np.ndarray:
+    """Frames [F, 3, S, S] of a video, squashed to squares; pictures of a sound [clips, 1, rows, columns]."""
+    if given.kind == "sound":
+        return imagebind.pictures(torch.from_numpy(given.samples), given.rate).numpy()
+    sizes = sizes_of(config)
+    square = Frame(sizes["eva"]["img_size"], "squash", mean=CLIP_MEAN, std=CLIP_STD)
+    looked = evenly(len(given.frames), sizes["frames"])
+    return np.stack([square.fit(given.frames[index])[0] for index in looked])
 
 
 def build(config: Mapping[str, Any]) -> GroundingGPT:
@@ -140,26 +173,36 @@ WATCHING = r"visual_encoder|ln_vision|query_tokens|Qformer|video_frame_position_
 FAMILY = Family(
     name="groundinggpt",
     title="GroundingGPT",
-    about="Describes pictures and finds things in them, with boxes in its sentences. Its trunk for sound is not built "
-    "here, and the chat shows no videos.",
+    about="Describes pictures and finds things in them, with boxes in its sentences; watches videos, listens to "
+    "sounds, and says when things happen. Its ears (ImageBind) are not checked against numbers of the original.",
     template=replace(
-        TEMPLATES["lego"], image="<im_start>{image}<im_end>\n{text}", tasks=TASKS
+        TEMPLATES["lego"], tasks=TASKS, order=("sound", "video", "image"),
+        image="<im_start>{image}<im_end>\n{text}", video="<vi_start>{video}<vi_end>\n{text}",
+        sound="<so_start>{sound}<so_end>\n{text}",
     ),
     dialect=DIALECTS["groundinggpt"],
     frame=frame,
     build=build,
     mention=mention,
+    clip=clip,
+    takes=frozenset({"box", "video", "sound"}),
+    marks=MARKS,
     keys=(
         (r"^vision_model\.", "vision."),
         (r"^model\.mm_vision_projector\.", "bridge."),
         (rf"^model\.({WATCHING}|video_Qformer|llama_proj)(?=[.]|$)", r"watching.\1"),
         (r"^model\.(audio_(?:Qformer|query_tokens|llama_proj|position_embedding))(?=[.]|$)", r"hearing.\1"),
+        *((rf"^model\.audio_encoder\.{name[1:]}", f"ears.{ours}") for name, ours in imagebind.Ears.KEYS),
         (r"^(model|lm_head)\.", r"language.\1."),
     ),
-    drop=(*DROP, r"^model\.audio_encoder\.", r"relative_position_index$", r"^model\.visual_encoder\.blocks\.39\."),
-    keep=("vision", "bridge", "watching", "hearing", "language.lm_head"),
+    drop=(
+        *DROP, *(rf"^model\.audio_encoder\.{name}" for name in imagebind.Ears.DROP),
+        r"relative_position_index$", r"^model\.visual_encoder\.blocks\.39\.",
+    ),
+    keep=("vision", "bridge", "watching", "ears", "hearing", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
-    licence="Code Apache 2.0; weights are made from Vicuna 1.5 under the Llama 2 Community License.",
+    licence="Code Apache 2.0; weights are made from Vicuna 1.5 under the Llama 2 Community License, the ears are "
+    "ImageBind's (CC BY-NC 4.0: not for commercial use).",
     types=("LEGO",),
     dwarf={
         "model_type": "groundinggpt", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -173,6 +216,7 @@ FAMILY = Family(
         },
         "video_and_sound": {
             "eva": {"img_size": 28, "patch_size": 14, "embed_dim": 20, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0},
+            "ears": {"width": 24, "depth": 1, "heads": 2, "patch": 16, "stride": 10, "out": 16},
             "frames": 8, "frame_queries": 4, "video_queries": 6, "sound_queries": 4, "sound_width": 16,
             "qformer_width": 24, "qformer_inner": 32, "qformer_heads": 2, "qformer_layers": 2,
         },

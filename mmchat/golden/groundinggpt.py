@@ -107,6 +107,7 @@ def config_of(case: Case) -> dict[str, Any]:
                 "img_size": video_side, "patch_size": eva["patch"], "embed_dim": told["ve"], "depth": eva["depth"],
                 "num_heads": eva["heads"], "mlp_ratio": eva["mlp_ratio"], "qkv_bias": eva["qkv_bias"],
             },
+            "ears": None,  # their features are what is recorded
             "frames": told["maxf"], "frame_queries": told["nq"], "video_queries": told["nv"],
             "sound_queries": told["na"], "sound_width": told["ah"], "qformer_width": told["qh"],
             "qformer_inner": 2 * told["qh"], "qformer_heads": told["qheads"],
