@@ -323,6 +323,8 @@ def check(ask: Ask, alone: bool = False) -> None:
     limits = ask.limits
     if limits.new_tokens < 1 or limits.temperature < 0 or not 0 < limits.top_p <= 1:
         raise ValueError("Limits are wrong: at least 1 new token, temperature 0 or more, top_p above 0 and at most 1.")
+    if not 0 <= limits.pictures <= 9 or not 0 <= limits.readiness <= 3:
+        raise ValueError("Limits are wrong: 0 to 9 pictures for a mark, a readiness to show them of 0 to 3.")
 
 
 def with_pictures(ask: Ask) -> list[Turn]:

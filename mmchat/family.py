@@ -69,13 +69,19 @@ class Family:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long and how freely a model may speak. temperature 0 is greedy."""
+    """How long and how freely a model may speak. temperature 0 is greedy.
+
+    Where a model answers with pictures of the user's: `pictures` for one mark at most (0..9), and `readiness` (0..3), by
+    which the mark's score is multiplied before a token is chosen.
+    """
 
     new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     cache: bool = True
+    pictures: int = 3
+    readiness: float = 1.0
 
 
 @dataclass(frozen=True)

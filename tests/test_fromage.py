@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import dwarfs
@@ -224,6 +225,29 @@ def test_a_mark_in_an_answer_searches_too(engine, gallery, picture, monkeypatch)
     assert said[-1].raw == f"so:{RET} and" and said[-1].text.replace("  ", " ") == "so: and"
     assert len(said[-1].pictures) == 3 and {one.at for one in said[-1].pictures} == {3}
     assert not any(one.pictures for one in said[:-1])
+    engine.searching.file.unlink()
+
+
+def test_a_user_says_how_many_pictures_and_how_readily(engine, gallery, picture, monkeypatch):
+    """The demo's two settings: pictures for a mark, and what the mark's own score is multiplied by."""
+    engine.searching.build(gallery, lambda *_: None)
+    asked = Ask((picture,), (Turn("user", f"a red cup {RET}"),))
+    for most in (0, 1, 2):
+        *_, said = Desk(engine).answer(replace(asked, limits=Limits(pictures=most)))
+        assert len(said.pictures) == most and not any(name == "hint" for name, _ in said.notes)
+    seen = []
+
+    def chooser(limits):
+        return lambda logits: (seen.append(logits[engine.model.mark_id].item()) or 257, 1.0)
+
+    monkeypatch.setattr("mmchat.engines.local.chooser", chooser)
+    for readiness in (1.0, 2.5, 0.0):
+        limits = Limits(readiness=readiness, cache=False)
+        list(Desk(engine).answer(replace(asked, turns=(Turn("user", "What is it?"),), limits=limits)))
+    assert seen[0] != 0 and seen == pytest.approx([seen[0], 2.5 * seen[0], 0.0])
+    for wrong in (Limits(pictures=-1), Limits(pictures=10), Limits(readiness=-0.1), Limits(readiness=3.1)):
+        with pytest.raises(ValueError, match="0 to 9 pictures for a mark, a readiness to show them of 0 to 3"):
+            list(Desk(engine).answer(replace(asked, limits=wrong)))
     engine.searching.file.unlink()
 
 

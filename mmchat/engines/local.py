@@ -216,7 +216,7 @@ class LocalEngine:
                 "shorten the question or start a new talk."
             )
         if self.searching is not None and parts[-1] == self.searching.mark:  # there is nothing to say but a picture
-            pictures, notes = self.searching.found(self.inputs(parts), [(length - 1, 0)])
+            pictures, notes = self.searching.found(self.inputs(parts), [(length - 1, 0)], limits.pictures)
             counters = {"prefilled_tokens": length, "new_tokens": 0}
             yield Said("", done=True, counters=counters, pictures=pictures, notes=notes)
             return
@@ -228,6 +228,9 @@ class LocalEngine:
         try:
             logits, fed = self._prefill(talk, parts, known, shared)
             while not done:
+                if self.searching is not None and limits.readiness != 1.0:
+                    logits = logits.clone()  # the model's own may not be written to here
+                    logits[self.searching.mark] *= limits.readiness
                 index, probability = choose(logits)
                 made += 1
                 done = index in self._ends or made >= most
@@ -240,7 +243,7 @@ class LocalEngine:
                 talk.text, talk.answer, talk.pieces = text, growing.ids[: len(pieces)], pieces
                 candidates, groups = self._located(prompt, sight.content, asked if done else [])
                 counters = {"prefilled_tokens": fed, "new_tokens": made}
-                pictures, notes = self._retrieved(talk, parts) if done else ((), ())
+                pictures, notes = self._retrieved(talk, parts, limits.pictures) if done else ((), ())
                 yield Said(text, tuple(pieces), candidates, done, counters, groups, pictures, notes)
                 if not done:
                     logits = self._step(talk, index)
@@ -248,7 +251,7 @@ class LocalEngine:
             if not limits.cache:
                 talk.forget()
 
-    def _retrieved(self, talk: Talk, parts: list[Part]) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+    def _retrieved(self, talk: Talk, parts: list[Part], most: int) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
         """Pictures of the user's for the marks of a finished answer, and sentences where there are none."""
         if self.searching is None:
             return (), ()
@@ -258,7 +261,7 @@ class LocalEngine:
             for number, (index, (start, _, _)) in enumerate(zip(talk.answer, talk.pieces, strict=True))
             if index == self.searching.mark
         ]
-        return self.searching.found(self.inputs([*parts, *talk.answer]), marks) if marks else ((), ())
+        return self.searching.found(self.inputs([*parts, *talk.answer]), marks, most) if marks else ((), ())
 
     @torch.inference_mode()
     def _located(

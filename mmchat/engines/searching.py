@@ -18,8 +18,6 @@ from mmchat.engines.tokens import Tokens
 from mmchat.family import Family, Picture
 from mmchat.nets import retrieval
 
-MOST = 3  # pictures for one mark
-
 
 class Searching:
     """A model's index in its checkpoint's folder, read when it is first needed and again when it has changed."""
@@ -55,9 +53,13 @@ class Searching:
         return self._known[1]
 
     @torch.inference_mode()
-    def found(self, inputs: torch.Tensor, marks: list[tuple[int, int]]) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
-        """Pictures for marks (position in inputs [1, T, C], place in the text), and sentences where there are none."""
-        if not marks:
+    def found(
+        self, inputs: torch.Tensor, marks: list[tuple[int, int]], most: int
+    ) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+        """At most `most` pictures for each of the marks (position in inputs [1, T, C], place in the text), and
+        sentences where there are none.
+        """
+        if not marks or not most:
             return (), ()
         try:
             library = self.library()
@@ -68,7 +70,7 @@ class Searching:
         out = [
             Picture(place, library.paths[index], row[index].item())
             for (_, place), row in zip(marks, likeness.cpu(), strict=True)
-            for index in shelf.best(row, MOST)
+            for index in shelf.best(row, most)
         ]
         lost = "None of the pictures that fit can be opened any more: run `python -m mmchat index FOLDER` again."
         return tuple(out), () if out else (lost,)
