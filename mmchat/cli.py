@@ -73,13 +73,14 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    one = command("ask", commands.ask, "ask about a picture; places are in pixels of the upright picture")
-    one.add_argument("image", metavar="IMAGE")
+    one = command("ask", commands.ask, "ask about a picture, a video or a sound; places are in pixels of the picture")
+    one.add_argument("image", metavar="IMAGE", help="a picture; a video or a sound for a model that takes them")
     one.add_argument("text", metavar="TEXT", nargs="?", default="", help="may say @1, @2 for the regions")
     one.add_argument(
         "--region", metavar="x0,y0,x1,y1", type=drawn, action="append", default=[],
         help='a box; x,y: a point; scribble, polygon, mask as JSON: {"kind": "scribble", "points": [[x, y], ...]}',
     )  # fmt: skip
+    one.add_argument("--clip", metavar="CLIP", action="append", default=[], help="a video or a sound beside IMAGE")
     one.add_argument("--model", metavar="NAME", help="a name of the `models` command, or replay (recorded answers)")
     one.add_argument("--precision", default="auto", metavar="|".join(PRECISIONS))
     one.add_argument("--device", metavar="cpu|cuda|auto|disk", help="auto spreads over GPUs and CPU, disk reads layers")

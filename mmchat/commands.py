@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmchat import translate
+from mmchat.clip import Clip, is_clip, open_clip
 from mmchat.geometry import open_image, outline, region_in
 
 if TYPE_CHECKING:
@@ -29,17 +30,22 @@ def ask(options: argparse.Namespace, out: TextIO) -> int:
     for path in (options.save, options.heat_save):
         if path is not None:
             check_target(path)
-    image = open_image(options.image)
+    image = open_clip(options.image) if is_clip(options.image) else open_image(options.image)
+    if isinstance(image, Clip) and (options.region or options.save or options.heat):
+        raise ValueError(f"{options.image} is no picture: leave out --region, --save and --heat.")
+    given = (image, *map(open_clip, options.clip))
+    seconds = next((one.seconds for one in reversed(given) if isinstance(one, Clip)), None)
     drawn = tuple(region_in(given, image.size, number) for number, given in enumerate(options.region, 1))
     limits = Limits() if options.seed is None else Limits(temperature=0.7, top_p=0.9, seed=options.seed)
-    question = Ask((image,), (Turn("user", options.text, drawn, images=(0,)),), options.task, limits)
+    turn = Turn("user", options.text, drawn, images=tuple(range(len(given))))
+    question = Ask(given, (turn,), options.task, limits)
     with opened(options.model, options.precision, options.device, options.context) as (desk, name):
         check_task(desk, options.task)
         answer = spoken(desk, question, None if options.json else out)
         if options.json:
-            give(answer_json(answer, image.size, name, desk.engine.precision), out)
+            give(answer_json(answer, image.size, name, desk.engine.precision, seconds), out)
         else:
-            tell(answer, image.size, out)
+            tell(answer, image.size, out, seconds)
         if options.save is not None:
             from mmchat import paint  # drawing libraries take two seconds
 
@@ -62,14 +68,18 @@ def spoken(desk: Desk, question: Ask, stream: TextIO | None) -> Answer:
     return answer
 
 
-def tell(answer: Answer, size: tuple[int, int], out: TextIO) -> None:
-    """The places below the words; hints go to standard error."""
+def tell(answer: Answer, size: tuple[int, int], out: TextIO, seconds: float | None = None) -> None:
+    """The places and stretches of time below the words; hints go to standard error. seconds: length of the clip."""
     print(file=out)
     for span in answer.spans:
         phrase = " ".join(answer.text[span.start : span.end].split())
         for place in span.places:
             box = ",".join(f"{number:.0f}" for number in outline(place).pixels(size))
             print(f"  {phrase or 'here'}: {box}", file=out)
+    for moment in answer.moments if seconds is not None else ():
+        phrase = " ".join(answer.text[moment.start : moment.end].split())
+        first, last = moment.within(seconds)
+        print(f"  {phrase or 'here'}: {first:.2f} s to {last:.2f} s", file=out)
     for picture in answer.pictures:
         print(f"  {picture.path}", file=out)
     for name, value in answer.notes:

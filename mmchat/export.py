@@ -63,14 +63,20 @@ def labels(answers: Sequence[Answered]) -> list[str]:
     return list(dict.fromkeys(item.label for answer in answers for item in found(answer)))
 
 
-def answer_json(answer: Any, size: tuple[int, int], model: str = "", precision: str = "") -> dict[str, Any]:
-    """The JSON of the `ask` command: places in pixels of the upright picture of `size` (width, height)."""
+def answer_json(
+    answer: Any, size: tuple[int, int], model: str = "", precision: str = "", seconds: float | None = None
+) -> dict[str, Any]:
+    """The JSON of the `ask` command: places in pixels of the upright picture of `size` (width, height).
+
+    seconds: length of the video or sound that was asked about; stretches of time are then told in seconds as well.
+    """
     return {
         "model": model,
         "precision": precision,
         "text": answer.text,
         "raw": answer.raw,
-        **_spans_json(answer, size),
+        **({} if seconds is None else {"seconds": round(seconds, 3)}),
+        **_spans_json(answer, size, seconds),
         "notes": [{name: value} for name, value in answer.notes],
         **({"pictures": [asdict(picture) for picture in answer.pictures]} if answer.pictures else {}),
     }
@@ -81,7 +87,7 @@ def reading_json(grounded: Answered, size: tuple[int, int]) -> dict[str, Any]:
     return {"text": grounded.text, **_spans_json(grounded, size)}
 
 
-def _spans_json(answer: Answered, size: tuple[int, int]) -> dict[str, Any]:
+def _spans_json(answer: Answered, size: tuple[int, int], seconds: float | None = None) -> dict[str, Any]:
     spans = []
     for index, span in enumerate(answer.spans):
         listed = []
@@ -92,6 +98,8 @@ def _spans_json(answer: Answered, size: tuple[int, int]) -> dict[str, Any]:
         spans.append({"start": span.start, "end": span.end, "phrase": phrase, "places": listed})
     for moment in getattr(answer, "moments", ()):  # a stretch of time is a place of another kind
         stretch = {"kind": moment.kind, "first": moment.first, "last": moment.last, "score": None, "region": None}
+        if seconds is not None:
+            stretch["seconds"] = [round(time, 3) for time in moment.within(seconds)]
         phrase = answer.text[moment.start : moment.end]
         spans.append({"start": moment.start, "end": moment.end, "phrase": phrase, "places": [stretch]})
     dropped = [{"start": item.start, "end": item.end, "reason": item.reason} for item in answer.dropped]

@@ -21,13 +21,15 @@ from typing import Any
 import dwarfs
 import numpy as np
 import pytest
+import test_clip as clips
 from PIL import Image
 
 from mmchat import golden
 from mmchat.cli import main
 from mmchat.desk import LONGEST
 from mmchat.dialect import DIALECTS, Index
-from mmchat.family import load
+from mmchat.engines.local import LocalEngine
+from mmchat.family import Said, load
 from mmchat.golden import Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -270,6 +272,35 @@ def test_the_same_seed_gives_the_same_answer_and_another_one_another(run, listed
     listed()
     raw = [json.loads(run("ask", photo, QUESTION, "--json", "--seed", seed)[1])["raw"] for seed in (1, 1, 2)]
     assert raw[0] == raw[1] != raw[2]
+
+
+@pytest.mark.parametrize("kind", ["video", "sound"])
+def test_ask_says_when_things_happen_in_a_clip(run, listed, photo: Path, tmp_path: Path, monkeypatch, kind) -> None:
+    listed("groundinggpt", opened_as="groundinggpt")
+    said = Said("The door opens at {0.25, 0.50}.", done=True)
+    path = tmp_path / "clip"
+    clips.video(path.with_suffix(".avi")).rename(path) if kind == "video" else clips.sound(path, clips.tone(1.5, 16000))
+    status, out, err = run("ask", path, QUESTION, "--json")
+    seconds = json.loads(out)["seconds"]
+    assert (status, seconds) == (0, 3.0 if kind == "video" else 1.5), err
+    monkeypatch.setattr(LocalEngine, "speak", lambda self, prompt, sight, limits: iter((said,)))
+    (span,) = json.loads(run("ask", path, QUESTION, "--json")[1])["spans"]
+    (place,) = span["places"]
+    assert span["phrase"] == "The door opens" and place["kind"] == "span"
+    assert (place["first"], place["last"]) == (0.25, 0.5)
+    assert place["seconds"] == pytest.approx([seconds / 4, seconds / 2], abs=0.01)
+    assert f"  The door opens: {seconds / 4:.2f} s to {seconds / 2:.2f} s\n" in run("ask", path, QUESTION)[1]
+    assert json.loads(run("ask", photo, QUESTION, "--clip", path, "--json")[1])["seconds"] == seconds
+
+
+def test_what_a_clip_cannot_do_is_told(run, listed, photo: Path, tmp_path: Path) -> None:
+    listed()
+    path = clips.video(tmp_path / "a.avi")
+    refused(run("ask", path, QUESTION, "--json"), "LLaVA", "takes no videos: choose another model")
+    for extra in (("--region", "1,1,9,9"), ("--save", tmp_path / "out.png")):
+        refused(run("ask", path, QUESTION, *extra), "is no picture: leave out --region, --save and --heat")
+    refused(run("ask", photo, QUESTION, "--clip", photo), "street.png is no video or sound")
+    refused(run("ask", photo, QUESTION, "--clip", tmp_path / "none.mp4"), "There is no clip")
 
 
 def test_missing_weights_are_told_with_their_folder(run, listed, photo: Path) -> None:
