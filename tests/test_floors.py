@@ -27,6 +27,7 @@ FLOORS = {
     "desk": {"family", "prompt", "dialect", "clip", "geometry", "paint"},
     "engines": {"family", "models", "prompt", "nets", "dialect", "geometry"},
     "families": {"family", "nets", "dialect", "prompt", "clip", "geometry", "layout", "templates"},
+    "detectors": {"nets", "msda", "geometry"},
     "layout": {"family", "nets", "dialect", "prompt", "geometry"},
     "translate": {"dialect", "export", "geometry"},
     "versus": {"dialect", "geometry"},
