@@ -49,6 +49,14 @@ def test_it_answers(folder, picture, precision):
     assert published.answer(folder, FAMILY, picture, precision).done
 
 
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_clips_are_answered_about_in_few_bits(folder, video, sound, precision):
+    desk = Desk(LocalEngine.open(folder, FAMILY, precision, "cpu"))
+    assert asked(desk, video)[-1].done and asked(desk, sound)[-1].done
+    seen = desk._prepare(Ask((video, sound), (Turn("user", "What?"),))).sight.content.images
+    assert all(vectors.isfinite().all() and vectors.std() > 0 for vectors in seen)
+
+
 def test_videos_and_sounds_become_vectors_of_the_language_model(folder):
     model = LocalEngine.open(folder, FAMILY, "fp32", "cpu").model
     with torch.inference_mode():

@@ -35,6 +35,7 @@ from mmchat.prompt import Piece, Task
 from mmchat.templates import TEMPLATES
 
 MARKS = tuple(f"<{kind}_{mark}>" for kind in ("im", "vi", "so") for mark in ("patch", "start", "end"))
+AT_ONCE = 16  # frames that the tower sees together: sixty-four would take a gigabyte
 PLACES = " Include the object positions in [x0, y0, x1, y1] format."
 TASKS = (
     Task("free", "Ask freely"),
@@ -61,8 +62,10 @@ class Watching(nn.Module):
 
     def frames(self, video: torch.Tensor) -> torch.Tensor:
         """video [N, 3, F, S, S] -> queries of each frame [N * F, q, C]."""
-        pictures = video.transpose(1, 2).flatten(0, 1)
-        return self.Qformer(self.query_tokens, self.ln_vision(self.visual_encoder.tokens(pictures)))
+        few = video.transpose(1, 2).flatten(0, 1).split(AT_ONCE)
+        return torch.cat(
+            [self.Qformer(self.query_tokens, self.ln_vision(self.visual_encoder.tokens(one))) for one in few]
+        )
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """video [N, 3, F, S, S], F at most the number of places in time -> [N, Q, language width]."""
