@@ -17,7 +17,7 @@ from mmchat.clip import Clip
 from mmchat.dialect import Dropped, Moment, Scene, Span, confidence, home, inspect
 from mmchat.family import Engine, Family, Footage, Limits, Picture, Said, Sight, Trace
 from mmchat.geometry import KINDS, Box, Place, Placement, Region, clipped, outline
-from mmchat.prompt import Piece, Slot, Turn, mentioned, unknown_mentions
+from mmchat.prompt import Piece, Slot, Turn, mentioned, opened, unknown_mentions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,6 +72,11 @@ class Prepared:
     placements: tuple[Placement, ...]
     shown: int  # the picture that numbers in the answer refer to: that of the regions asked about, else the last one
     hints: tuple[str, ...]
+
+    @property
+    def lead(self) -> str:
+        """The words of the prompt that the answer begins with: a model that completes does not say them itself."""
+        return opened(self.prompt)[1]
 
     @property
     def placement(self) -> Placement:
@@ -145,7 +150,7 @@ class Desk:
             image = ask.images[shown]
             if isinstance(image, Clip):
                 raise ValueError(f"A heat map lies over a picture, not over a {image.kind}: ask about a picture.")
-            raw = answer.raw if answer is not None else ""
+            raw = answer.raw.removeprefix(ready.lead) if answer is not None else ""
             trace = self.engine.trace(ready.prompt, raw, ready.sight, what, about)
         return trace, ready.placements[shown], image
 
@@ -276,6 +281,7 @@ class Desk:
 
     def _read(self, said: Said, ready: Prepared, limits: Limits) -> Answer:
         """read, and home."""
+        said = after(ready.lead, said)
         candidates = ready.sight.candidates if said.candidates is None else said.candidates
         scene = Scene(candidates, ready.placement.fitted, said.groups)
         grounded = home(self.engine.family.dialect.read(said.text, scene, said.done), ready.placement)
@@ -306,6 +312,17 @@ def _alike(one: tuple[tuple[Place, ...], ...], other: tuple[tuple[Place, ...], .
     return len(first) == len(second) and all(
         max(abs(a.x0 - b.x0), abs(a.y0 - b.y0), abs(a.x1 - b.x1), abs(a.y1 - b.y1)) < 0.02
         for a, b in zip(first, second, strict=True)
+    )
+
+
+def after(lead: str, said: Said) -> Said:
+    """What was said with the words in front that it goes on from."""
+    moved = len(lead)
+    return replace(
+        said,
+        text=lead + said.text,
+        pieces=tuple((start + moved, end + moved, probability) for start, end, probability in said.pieces),
+        pictures=tuple(replace(picture, at=picture.at + moved) for picture in said.pictures),
     )
 
 

@@ -28,11 +28,12 @@ class Turn:
 @dataclass(frozen=True)
 class Slot:
     """A place in the prompt for vectors: "image", "video" or "sound" index (they are counted together), "region" index
-    (-1: all candidates), "clue" (about `text`, the words of the user's turn `index`). "typed" holds no vectors, but
-    words of the user in which every mark is letters.
+    (-1: all candidates), "clue" (about `text`, the words of the user's turn `index`). Two kinds hold no vectors:
+    "typed" words of the user in which every mark is letters, "lead" the words that a prompt ends with and an answer
+    begins with (see `opened`).
     """
 
-    kind: Literal["image", "video", "sound", "region", "clue", "typed"]
+    kind: Literal["image", "video", "sound", "region", "clue", "typed", "lead"]
     index: int = 0
     text: str = ""
 
@@ -50,6 +51,7 @@ _SIGNS = re.compile(r"[<>@]")
 class Task:
     """A way of asking that the model was trained on. `pattern` holds {text}: the user's words, or the regions where it
     needs one. Where it also holds {image}, the turn's pictures stand there instead of where the template puts them.
+    What stands behind {answer} is the beginning of the answer, which the model goes on with.
 
     `needs`: "" nothing (the user may leave the text empty), "phrase" words, "region" a drawn region.
     """
@@ -115,7 +117,7 @@ class Template:
         """
         regions = [region for turn in turns for region in turn.regions]
         last = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
-        seen, messages = 0, []
+        seen, messages, lead = 0, [], ""
         shown, images = self._shown(turns, last), ()
         slots = {slot.index: slot for turn in turns for slot in _slots(turn)}
         for index, turn in enumerate(turns):
@@ -126,10 +128,13 @@ class Template:
             shows = sorted(
                 (slots[one] for one in (*images, *turn.images)), key=lambda slot: self.order.index(slot.kind)
             )
-            if task is not None and index == last:
-                numbers = range(seen + 1, seen + 1 + len(turn.regions))
-                front, text = _asked(self.task(task), text, numbers or range(1, len(regions) + 1), len(regions))
+            own = range(seen + 1, seen + 1 + len(turn.regions)) or range(1, len(regions) + 1)
             seen += len(turn.regions)
+            if task is not None and index == last:
+                front, text, begun = _asked(self.task(task), text, own, len(regions))
+                lead = led(_mentioned(begun, regions, mention, self.typed))
+            elif turn.role == "user" and index + 1 < len(turns):
+                text = self._led_to(turn, turns[index + 1].text, own, regions, mention)
             # A model's earlier answer is fed back as it was: only the user's words can point at regions.
             front, pieces = (
                 _mentioned(part, regions, mention, self.typed) if turn.role == "user" else (part,)
@@ -139,7 +144,22 @@ class Template:
             placed = tuple(piece for one in shows for piece in self.shown(one)) if front else ()
             messages.append((turn.role, joined((*front, *placed, *self.beside(pieces, between)))))
             images = ()
-        return self.lay_out(messages)
+        pieces = self.lay_out(messages)
+        return (*pieces, Slot("lead", 0, lead)) if lead else pieces
+
+    def _led_to(self, turn: Turn, answer: str, own: range, regions: Sequence[Region], mention: Mention) -> str:
+        """What an earlier turn asked, less the words that its answer begins with: these are in the answer."""
+        for task in self.tasks:
+            if "{answer}" not in task.pattern or (turn.text.strip() and "{text}" not in task.pattern):
+                continue
+            try:
+                _, text, begun = _asked(task, turn.text, own, len(regions))
+            except ValueError:  # nothing was asked in this way
+                continue
+            lead = led(_mentioned(begun, regions, mention, self.typed)).lstrip()
+            if lead and answer.startswith(lead):
+                return text
+        return turn.text
 
     def _shown(self, turns: Sequence[Turn], last: int) -> frozenset[int]:
         """The turns that the model is shown: all, unless the template says that questions stand alone."""
@@ -215,6 +235,23 @@ def joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(out)
 
 
+def led(pieces: Iterable[Piece]) -> str:
+    """The words of pieces that an answer begins with. ValueError where there are vectors: they cannot be read."""
+    words = [piece if isinstance(piece, str) else piece.text for piece in pieces]
+    if not all(words):
+        raise ValueError("an answer cannot begin with a region's vector: write it before {answer} in the task")
+    return "".join(words)
+
+
+def opened(prompt: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], str]:
+    """A prompt with its lead as words like all others, and that lead less blanks in front, which the answer begins with
+    ("" where it has none).
+    """
+    if not prompt or not isinstance(prompt[-1], Slot) or prompt[-1].kind != "lead":
+        return prompt, ""
+    return joined((*prompt[:-1], prompt[-1].text)), prompt[-1].text.lstrip()
+
+
 def encode(
     pieces: Iterable[Piece], tokenize: Callable[[str], list[int]], start: Sequence[int] = ()
 ) -> list[int | Slot]:
@@ -252,9 +289,10 @@ def _filled(pattern: str, **fields: tuple[Piece, ...]) -> list[Piece]:
     return out
 
 
-def _asked(task: Task, text: str, own: range, known: int) -> tuple[str, str]:
+def _asked(task: Task, text: str, own: range, known: int) -> tuple[str, str, str]:
     """The user's words in the task's pattern: what stands before the pictures ("" where the pattern has no place for
-    them) and the rest. Where it needs a region and no @number is said, this turn's own regions stand in.
+    them), the rest, and the beginning of the answer. Where it needs a region and no @number is said, this turn's own
+    regions stand in.
     """
     text = text.strip()
     if task.needs == "region" and not any(_regions(match, known) for match in _MENTION.finditer(text)):
@@ -264,8 +302,9 @@ def _asked(task: Task, text: str, own: range, known: int) -> tuple[str, str]:
     if task.needs == "phrase" and not text:
         raise ValueError(f"the task {task.label!r} needs some words: write what to look for or ask")
     # The pattern is cut before it is filled: what the user types is never taken for a place.
-    front, _, rest = ("", "", task.pattern) if "{image}" not in task.pattern else task.pattern.partition("{image}")
-    return front.replace("{text}", text), rest.replace("{text}", text)
+    asked, _, begun = task.pattern.partition("{answer}")
+    front, _, rest = ("", "", asked) if "{image}" not in asked else asked.partition("{image}")
+    return front.replace("{text}", text), rest.replace("{text}", text), begun.replace("{text}", text)
 
 
 def _words(text: Iterable[Piece]) -> str:

@@ -22,7 +22,7 @@ from mmchat.engines.local import LocalEngine
 from mmchat.families.fromage import CAPTION, FAMILY, MARKS, RET, TABLE, build
 from mmchat.geometry import Box, Region
 from mmchat.nets import retrieval, weights
-from mmchat.prompt import Slot
+from mmchat.prompt import Slot, opened
 from mmchat.prompt import Turn as Said
 
 SPECIAL = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>", "add_bos_token": True}
@@ -159,7 +159,8 @@ def test_a_talk_is_written_as_in_the_demo():
     prompt = FAMILY.template.render(turns, FAMILY.mention)
     assert prompt == (Slot("image", 0), "Q: what breed is it?\nA: a pug\nQ: how old?\nA:")
     shown = (Said("user", "", images=(0, 1)),)
-    assert FAMILY.template.render(shown, FAMILY.mention, "describe") == (Slot("image", 0), Slot("image", 1), CAPTION)
+    prompt, lead = opened(FAMILY.template.render(shown, FAMILY.mention, "describe"))
+    assert prompt == (Slot("image", 0), Slot("image", 1), CAPTION) and lead == CAPTION
     asked = (Said("user", "a red bicycle"),)
     assert FAMILY.template.render(asked, FAMILY.mention, "pictures") == ("a red bicycle [RET]",)
 

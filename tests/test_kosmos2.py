@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import dwarfs
 import published
 import pytest
 import torch
 from transformers import Kosmos2ForConditionalGeneration
 
-from mmchat.dialect import Scene
+from mmchat.desk import Ask, Desk, Limits
+from mmchat.dialect import Grounded, Scene
 from mmchat.engines.local import LocalEngine
 from mmchat.families.kosmos2 import FAMILY, build, sizes
 from mmchat.geometry import Box, Region
 from mmchat.nets import weights
-from mmchat.prompt import Turn
+from mmchat.prompt import Turn, opened
 
 NAMES = (
     (r"^bridge\.", ""), (r"^vision\.", "vision_model.model."), (r"^language\.lm_head.*", ""),
@@ -74,6 +77,111 @@ def test_a_region_is_asked_about_with_its_cells():
         return FAMILY.mention(number, region, FAMILY.dialect, Scene())
 
     pieces = FAMILY.template.render((Turn("user", "", (region,), images=(0,)),), mention, "region")
-    said = "".join(piece for piece in pieces if isinstance(piece, str))
+    prompt, lead = opened(pieces)
+    said = "".join(piece for piece in prompt if isinstance(piece, str))
     cells = "<object><patch_index_0195><patch_index_0751></object>"
     assert said == f"<image></image> <grounding><phrase> It</phrase>{cells} is"
+    assert lead == f"<phrase> It</phrase>{cells} is"
+
+
+# The model goes on with the prompt's last words, which are the beginning of its answer.
+
+SNOWMAN, FIRE = (
+    "<object><patch_index_0044><patch_index_0863></object>",
+    "<object><patch_index_0005><patch_index_0911></object>",
+)
+HELD = Box(0.390625, 0.046875, 0.984375, 0.828125)  # both as the library reads them
+WARM = Box(0.171875, 0.015625, 0.484375, 0.890625)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    return Desk(LocalEngine.open(dwarfs.write(FAMILY, tmp_path_factory.mktemp("dwarf")), FAMILY, "fp32", "cpu"))
+
+
+@pytest.fixture
+def scripted(desk, monkeypatch, picture):
+    """Answers of a dwarf that writes what a test says, surer of places than of words."""
+
+    def ask(written: str, text: str = "", task: str | None = None, before: tuple[Turn, ...] = (), regions=()) -> list:
+        sure = {at for match in re.finditer(r"<object>.*?</object>", written) for at in range(*match.span())}
+        script = iter([*desk.engine.tokens.ids(written), *desk.engine.tokens.ends])  # a letter is a token
+        chances = (0.9 if at in sure else 0.1 for at in range(1000))
+        monkeypatch.setattr("mmchat.engines.local.chooser", lambda limits: lambda logits: (next(script), next(chances)))
+        turns = (*before, Turn("user", text, regions))
+        return list(desk.answer(Ask((picture,), turns, task, Limits(new_tokens=400))))
+
+    return ask
+
+
+def test_a_described_picture_is_a_whole_sentence(scripted):
+    written = f"<phrase> a snowman</phrase>{SNOWMAN} warming himself by<phrase> a fire</phrase>{FIRE}."
+    said = scripted(written, task="describe")
+    answer = said[-1]
+    assert answer.text == "An image of a snowman warming himself by a fire."
+    assert answer.raw == f"An image of{written}"
+    assert [(span.start, span.end, span.places) for span in answer.spans] == [(12, 21, (HELD,)), (41, 47, (WARM,))]
+    assert answer.scores == (pytest.approx((0.9,)), pytest.approx((0.9,)))
+    assert all("An image of a snowman warming".startswith(one.text[:29]) for one in said)
+
+
+def test_words_that_follow_a_beginning_keep_their_blank(scripted):
+    assert scripted(" a cat.", task="describe")[-1].text == "An image of a cat."
+    assert (
+        scripted("s of cats.", task="describe")[-1].text == "An image ofs of cats."
+    )  # what it wrote, not what it ought
+    assert scripted(" left.", "The man is", "continue")[-1].text == "The man is left."
+    assert scripted(" a cat.", "What?", "free")[-1].raw == "a cat."  # an answer of its own
+
+
+def test_a_phrase_that_was_looked_for_is_lit_with_its_boxes(scripted, desk):
+    answer = scripted(SNOWMAN, "a snowman", "find")[-1]
+    assert (answer.text, answer.raw) == ("a snowman", f"<phrase> a snowman</phrase>{SNOWMAN}")
+    assert [(span.start, span.end, span.places) for span in answer.spans] == [(0, 9, (HELD,))]
+    assert FAMILY.dialect.read(answer.raw) == Grounded(answer.text, answer.spans, answer.dropped)
+
+
+def test_a_described_region_is_its_subject(scripted):
+    region = Region("box", Box(0.1, 0.2, 0.5, 0.75))
+    answer = scripted(" a cat.", task="region", regions=(region,))[-1]
+    assert answer.text == "It is a cat."
+    (span,) = answer.spans
+    assert (span.start, span.end, span.places) == (0, 2, (Box(0.109375, 0.203125, 0.484375, 0.734375),))
+
+
+def test_the_next_turn_says_the_beginning_once(scripted, desk, picture, monkeypatch):
+    """An earlier answer stands behind what was asked, not behind the words that it begins with."""
+    for text, task, lead in (
+        ("", "describe", "An image of"),
+        ("the cup", "find", "<phrase> the cup</phrase>"),
+        ("The man", "continue", "The man"),
+    ):
+        answer = scripted(" so.", text, task)[-1]
+        before = (Turn("user", text), Turn("assistant", answer.raw))
+        prompt = desk._prepare(Ask((picture,), (*before, Turn("user", "Why?")), "free")).prompt
+        said = "".join(piece for piece in prompt if isinstance(piece, str))
+        assert said == f"<image></image> <grounding> {lead} so.<grounding> Question: Why? Answer:"
+        assert opened(prompt) == (prompt, "")
+    before = (Turn("user", "Who is it?"), Turn("assistant", "A man."))
+    prompt = desk._prepare(Ask((picture,), (*before, Turn("user", "the man")), "find")).prompt
+    assert opened(prompt)[0][-1] == "</image> Who is it? A man.<grounding><phrase> the man</phrase>"
+
+
+def test_a_talk_goes_on_from_what_was_kept(scripted, desk, picture):
+    """The ids of a completed sentence are used again, and a talk read anew says the same."""
+    answer = scripted(" a cat.", task="describe")[-1]
+    turns = (Turn("user", ""), Turn("assistant", answer.raw), Turn("user", "Why?"))
+    prompt = desk._prepare(Ask((picture,), turns, "free"))
+    talk, _ = desk.engine._laid_out(prompt.prompt, prompt.sight.content)
+    texts = [part for part in talk.ids if isinstance(part, int)]
+    wanted = "<image></image> <grounding> An image of a cat.<grounding> Question: Why? Answer:"
+    assert desk.engine.tokens.text(texts) == "<s>" + wanted
+
+
+def test_heat_is_about_what_the_model_wrote(scripted, desk, picture, monkeypatch):
+    answer = scripted(" a cat.", task="describe")[-1]
+    asked = []
+    monkeypatch.setattr(desk.engine, "trace", lambda prompt, text, *rest: asked.append((prompt, text)))
+    desk.trace(Ask((picture,), (Turn("user", "-"),), "describe"), answer, FAMILY.heats[0])
+    ((prompt, text),) = asked
+    assert text == " a cat." and opened(prompt)[1] == "An image of"

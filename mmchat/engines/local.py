@@ -35,7 +35,7 @@ from mmchat.family import Family, Footage, Limits, Picture, Said, Sight, Trace
 from mmchat.geometry import Box, Mask, Place, Region, outline
 from mmchat.nets import archive, plan, trace, weights
 from mmchat.nets.model import Encoded, Model, Seen
-from mmchat.prompt import Piece, Slot
+from mmchat.prompt import Piece, Slot, opened
 
 PICTURES = 4  # whose encoded form is kept
 TALKS = 6  # whose words are remembered
@@ -208,6 +208,7 @@ class LocalEngine:
         the same ids.
         """
         talk, parts = self._laid_out(prompt, sight.content)
+        goes_on = bool(opened(prompt)[1])
         length = sum(size(part) for part in parts)
         room = self.context - length
         if room < 1:
@@ -238,7 +239,7 @@ class LocalEngine:
                     growing.add(index, probability)
                 if index in self._asks and talk.state is not None:
                     asked.append(talk.state)
-                text, pieces, stopped = said(growing, self._stops, done)
+                text, pieces, stopped = said(growing, self._stops, done, goes_on)
                 done = done or stopped
                 talk.text, talk.answer, talk.pieces = text, growing.ids[: len(pieces)], pieces
                 candidates, groups = self._located(prompt, sight.content, asked if done else [])
@@ -289,6 +290,7 @@ class LocalEngine:
 
     def _laid_out(self, prompt: tuple[Piece, ...], seen: Seen) -> tuple[Talk, list[Part]]:
         """The prompt as ids and filled slots; where it goes on from a known talk, with the ids that it was made of."""
+        prompt, _ = opened(prompt)
         dummy = self.family.template.dummy_space
         ids: list[int | Slot] = []
         start, rest = 0, ""
@@ -470,10 +472,12 @@ class LocalEngine:
         if not text.strip():
             raise ValueError("Attention is that of an answer: ask something first.")
         growing = Growing(self.tokens)
-        answer = self._answer_ids(prompt, text)
+        answer = self._answer_ids(talk.prompt, text)
         for index in answer:
             growing.add(index, 1.0)
         at = growing.text.lower().find(phrase.lower()) if phrase else -1
+        if phrase and at < 0 and phrase.lower() in opened(prompt)[1].lower():
+            raise ValueError(f"The model was given {phrase!r} to go on from: choose words that it wrote itself.")
         if phrase and at < 0:
             raise ValueError(f"The answer does not say {phrase!r}: choose words of the answer.")
         end = at + len(phrase) if phrase else len(growing.text)
@@ -497,7 +501,7 @@ class LocalEngine:
         for talk in reversed(self._talks):
             if talk.prompt == prompt and talk.text == text and talk.answer:
                 return list(talk.answer)
-        return self.tokens.ids(text, dummy_space=True)
+        return self.tokens.ids(text, dummy_space=not text.startswith(" "))
 
     def close(self) -> None:
         """Let go of the model and of all that was kept."""

@@ -79,7 +79,8 @@ def agreement(talk: Talk, prompt: tuple[Piece, ...]) -> int:
 
 def written(talk: Talk, rest: str) -> tuple[int, int]:
     """How many of a talk's answer ids stand at the start of `rest`, and how many of its characters they wrote."""
-    blank = len(rest) - len(rest.lstrip(" "))  # the template's blank before an answer is in the answer's first token
+    # The template's blank before an answer is in the answer's first token.
+    blank = 0 if talk.text.startswith(" ") else len(rest) - len(rest.lstrip(" "))
     common = 0
     for one, other in zip(talk.text, rest[blank:], strict=False):
         if one != other:
@@ -106,13 +107,16 @@ def columns_of(parts: list[Part], picture: int) -> slice:
     raise ValueError("The talk shows no picture: ask about one first.")
 
 
-def said(growing: Growing, stops: tuple[str, ...], done: bool) -> tuple[str, list[tuple[int, int, float]], bool]:
+def said(
+    growing: Growing, stops: tuple[str, ...], done: bool, goes_on: bool = False
+) -> tuple[str, list[tuple[int, int, float]], bool]:
     """What of the text may be shown, the pieces in it, and whether a stop mark has ended it.
 
-    No blank in front, nothing from a stop mark on, no beginning of one while the text grows.
+    No blank in front, unless it goes on from other words; nothing from a stop mark on, no beginning of one while the
+    text grows.
     """
     text = growing.text
-    blank = len(text) - len(text.lstrip())
+    blank = 0 if goes_on else len(text) - len(text.lstrip())
     ends = [at for at in (text.find(mark) for mark in stops) if at >= 0]
     end = min(ends, default=len(text))
     if not ends and not done:

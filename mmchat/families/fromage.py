@@ -40,7 +40,7 @@ ROW = "language.retrieval_row"
 
 TASKS = (
     Task("free", "Ask freely", "{text}"),
-    Task("describe", "Describe the picture", CAPTION, needs=""),
+    Task("describe", "Describe the picture", "{answer}" + CAPTION, needs=""),
     Task("pictures", "Find pictures of what I name", f"{{text}} {RET}"),
 )
 
@@ -49,8 +49,8 @@ TASKS = (
 class Talk(Template):
     """Questions and answers as the authors' demo writes them; pictures stand before the turn they came with.
 
-    A caption's beginning, and words that end with the mark, are a text to go on with or to search by: they are framed
-    by nothing.
+    A caption's beginning, which is the answer's, and words that end with the mark are a text to go on with or to search
+    by: they are framed by nothing.
     """
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
@@ -60,7 +60,7 @@ class Talk(Template):
             shown = [piece for piece in text if isinstance(piece, Slot) and piece.kind == "image"]
             words = joined(piece for piece in text if piece not in shown)
             written = "".join(piece for piece in words if isinstance(piece, str))
-            bare = role == "user" and (not written or written == CAPTION or written.rstrip().endswith(RET))
+            bare = role == "user" and (not written or written.rstrip().endswith(RET))
             pattern = self.user if role == "user" else self.assistant or ""
             before, _, after = ("", "", "") if bare else pattern.partition("{text}")
             pieces += [*shown, before, *words, after]

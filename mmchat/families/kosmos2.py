@@ -1,8 +1,8 @@
 """Kosmos-2: CLIP-L/14 at 224 pixels, a resampler to 64 vectors, a Magneto decoder; boxes as two cells of 32 x 32.
 
 Peng et al. 2023, arXiv 2306.14824; checkpoint microsoft/kosmos-2-patch14-224, run by transformers' own classes behind
-our slots. It continues a text, it does not chat: the tasks are beginnings of sentences, and `<grounding>` in front
-switches boxes on. Its picture tokens come first, once.
+our slots. It continues a text, it does not chat: the tasks are beginnings of sentences, which belong to the answer, and
+`<grounding>` in front switches boxes on. Its picture tokens come first, once.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ GROUNDED = "<grounding>"
 
 TASKS = (
     Task("free", "Ask freely", GROUNDED + " Question: {text} Answer:"),
-    Task("describe", "Describe the picture with places", GROUNDED + " An image of", needs=""),
+    Task("describe", "Describe the picture with places", GROUNDED + "{answer} An image of", needs=""),
     Task("detail", "Describe in detail", GROUNDED + " Describe this image in detail:", needs=""),
-    Task("find", "Find what I name", GROUNDED + "<phrase> {text}</phrase>"),
-    Task("region", "Describe my region", GROUNDED + "<phrase> It</phrase>{text} is", needs="region"),
-    Task("continue", "Go on with my sentence", GROUNDED + " {text}"),
+    Task("find", "Find what I name", GROUNDED + "{answer}<phrase> {text}</phrase>"),
+    Task("region", "Describe my region", GROUNDED + "{answer}<phrase> It</phrase>{text} is", needs="region"),
+    Task("continue", "Go on with my sentence", GROUNDED + "{answer} {text}"),
 )
 
 
