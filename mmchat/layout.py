@@ -1,4 +1,4 @@
-"""The layout of LLaVA's checkpoints, which its descendants keep: config keys, parameter names, frame, box texts, tasks.
+"""The layout of LLaVA's checkpoints, which its descendants keep: config keys, names, frames, box texts, tasks.
 
 Source: haotian-liu/LLaVA (Liu et al. 2023) and its forks. What one of them does otherwise stands in its own file.
 """
@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from mmchat.dialect import Scene
 from mmchat.family import Dialect
-from mmchat.geometry import Frame, Region
+from mmchat.geometry import Frame, Placement, Region
+from mmchat.nets import tiles
 from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD, ClipTower
 from mmchat.prompt import Piece, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 KEYS = (
     # CLIP inside the checkpoint, in a folder of its own, or as the tower's class saves itself.
@@ -87,13 +93,63 @@ def frame(config: Mapping[str, Any]) -> Frame:
     the original does.
     """
     ratio = config.get("image_aspect_ratio")
-    if ratio == "anyres":
+    if str(ratio).startswith("anyres"):
         raise ValueError(
-            "this is a LLaVA 1.6 checkpoint (image_aspect_ratio anyres), whose tiles the chat does not show: "
-            "open a 1.5 checkpoint"
+            f"image_aspect_ratio is {ratio} in config.json, which is LLaVA 1.6's, but this family sees no tiles: "
+            "open it as llava"
         )
     way = "pad" if ratio == "pad" else "crop"
     return Frame(tower_sizes(config)["image_size"], way, (122, 116, 104), CLIP_MEAN, CLIP_STD)
+
+
+@dataclass(frozen=True)
+class Views(Frame):
+    """A picture as a whole, squashed, and beneath it in tiles, centred on black on the best of the `offered` sizes.
+
+    Its numbers are those of the plain square, padded around the picture. `cells`: patches along a tile's side; `digits`
+    as in `tiles.margins`.
+    """
+
+    offered: tuple[tuple[int, int], ...] = ()
+    cells: int = 24
+    digits: int | None = None
+
+    @staticmethod
+    def of(plain: Frame, offered: Sequence[tuple[int, int]], cells: int, digits: int | None = None) -> Views:
+        """The frame whose square is `plain`, with tiles of its side."""
+        own = {field.name: getattr(plain, field.name) for field in fields(Frame)}
+        return Views(**own, offered=tuple(offered), cells=cells, digits=digits)
+
+    def fit(self, image: Image.Image) -> tuple[np.ndarray, Placement]:
+        """float32 [3, side + height + 1, width + 1] and the placement in the padded square.
+
+        The last column, beside the tiles, is 1 in rows of patches that the picture reaches and 0 in its padding, the
+        last row so in columns: what is padding follows from the picture's size, which the tiles do not show.
+        """
+        import numpy as np  # kept off the path of the dialects
+
+        width, height = tiles.best_resolution(image.size, self.offered)
+        out = np.zeros((3, self.side + height + 1, width + 1), np.float32)
+        each = Frame(self.side, "squash", mean=self.mean, std=self.std)
+        whole, *cut = tiles.views(image, self.offered, self.side)
+        out[:, : self.side, : self.side] = each.fit(whole)[0]
+        for number, tile in enumerate(cut):
+            row, column = divmod(number, width // self.side)
+            top, left = (row + 1) * self.side, column * self.side
+            out[:, top : top + self.side, left : left + self.side] = each.fit(tile)[0]
+        rows, columns = (length // self.side * self.cells for length in (height, width))
+        down, across = tiles.margins(image.size, (rows, columns), self.digits)
+        out[:, self.side : -1, -1] = _reached(height, rows, down)
+        out[:, -1, :-1] = _reached(width, columns, across)
+        return out, self.place(image.size)
+
+
+def _reached(pixels: int, cells: int, margin: int) -> np.ndarray:
+    """1 for each of `pixels` that lies in one of `cells`, 0 in a margin at either end."""
+    import numpy as np  # kept off the path of the dialects
+
+    cell = np.arange(pixels) * cells // pixels
+    return ((cell >= margin) & (cell < cells - margin)).astype(np.float32)
 
 
 def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:

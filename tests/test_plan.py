@@ -135,7 +135,7 @@ def test_what_is_offered_does_fit() -> None:
 
 def test_nothing_is_read_of_a_model_that_does_not_fit(dwarf_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "load", lambda *values, **more: pytest.fail("weights were read"))
-    with pytest.raises(plan.NoRoom, match="LLaVA 1.5 needs"):
+    with pytest.raises(plan.NoRoom, match="LLaVA 1.5 and 1.6 needs"):
         LocalEngine.open(dwarf_folder("llava"), family.load("llava"), "fp32", free=100_000)
 
 

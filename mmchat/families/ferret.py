@@ -128,7 +128,7 @@ class Ferret(Model):
             more = self.bridge((levels,))
         if self.merge == "flat":
             return torch.cat((vectors, more.flatten(0, 1))), whole
-        fine, more = joined(levels, (across, down)), joined(more, (across, down))
+        fine, more = tiles.joined(levels, (across, down)), tiles.joined(more, (across, down))
         stretched = F.interpolate(whole[None].float(), fine.shape[1:])[0].to(fine.dtype)
         return torch.cat((vectors, more.flatten(1).T)), stretched + fine
 
@@ -153,13 +153,6 @@ class Ferret(Model):
         vectors = [self.regions(levels[owner], mask) for owner, mask in zip(owners.tolist(), masks, strict=True)]
         made = torch.stack(vectors) * self.scale if vectors else None
         return Seen(tuple(encoded.vectors), boxes, owners, made, encoded.levels, encoded.kept)
-
-
-def joined(tiled: torch.Tensor, shape_: Size) -> torch.Tensor:
-    """Tiles' tokens [n, T, c], row by row of `shape_` (across, down), as one map [c, rows, columns]."""
-    across, down = shape_
-    maps = as_map(tiled).unflatten(0, (down, across))
-    return maps.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
 def tile(config: Mapping[str, Any]) -> int:

@@ -1,48 +1,49 @@
-"""LLaVA 1.5: CLIP's last layer but one, a two-layer projector, Vicuna; boxes as numbers in the text.
+"""LLaVA 1.5 and 1.6: CLIP's last layer but one, a two-layer projector, Vicuna; boxes as numbers in the text.
 
 Liu et al. 2023, github.com/haotian-liu/LLaVA. Checkpoints: liuhaotian/llava-v1.5-7b and -13b (without the tower inside:
 CLIP comes from its own folder, `mm_vision_tower` in the config), and what is trained with that code later (tower
-inside).
+inside). 1.6 (liuhaotian/llava-v1.6-vicuna-7b, -mistral-7b, -34b) also looks at tiles: `image_aspect_ratio` anyres, or
+anyres_max_9 as in LLaVA-VL/LLaVA-NeXT.
+
+What boxes of 1.6 refer to, its authors do not say (their issue 1158 asks and has no answer). Here they are relative to
+the square that the picture is centred in: so are the boxes in the texts that 1.5 was trained on, which 1.6's mixture
+builds upon. Not verified with the published weights.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
-
 from mmchat.dialect import LLAVA
 from mmchat.family import Family
-from mmchat.layout import DROP, KEYS, TASKS, frame, mention, tower
+from mmchat.geometry import Frame
+from mmchat.layout import DROP, KEYS, TASKS, Views, mention, tower, tower_sizes
+from mmchat.layout import frame as padded_or_cropped
 from mmchat.nets import tiles
+from mmchat.nets.anyres import Anyres
 from mmchat.nets.bridges import LastLevel, projector
 from mmchat.nets.language import llama
-from mmchat.nets.model import Model
+from mmchat.prompt import Template
 from mmchat.templates import TEMPLATES
 
+YI = 64000  # words of Yi 34B, of which the largest 1.6 is made
 
-class Llava(Model):
+
+class Llava(Anyres):
     """The common slots; for 1.6 also how a picture's tiles come together."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         width, language_width = config["mm_hidden_size"], config["hidden_size"]
+        eyes = tower(config)
         bridge = LastLevel(*projector(config.get("mm_projector_type", "linear"), width, language_width))
-        super().__init__(llama(config), tower(config), bridge)
-        self.how = config.get("mm_patch_merge_type", "flat")
-        self.offered = tiles.pinpoints(config.get("image_grid_pinpoints") or ())
-        self.image_newline = nn.Parameter(torch.zeros(language_width)) if "unpad" in self.how else None
-
-    def tiled(self, views: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Vectors [T, C] of one picture of `size` (width, height), given its views [1 + tiles, 3, side, side]
-        (`tiles.views`).
-        """
-        vectors = self.bridge(self.vision(views))
-        return tiles.merged(
-            vectors, size, tiles.grid(size, self.offered, self.vision.side), self.how, self.image_newline
-        )
+        most = re.match(r"anyres_max_(\d+)", str(config.get("image_aspect_ratio")))
+        super().__init__(
+            llama(config), eyes, bridge, language_width, offered(config) if tiled(config) else (),
+            config.get("mm_patch_merge_type", "flat"), int(most[1]) if most else None,
+        )  # fmt: skip
 
 
 def build(config: Mapping[str, Any]) -> Llava:
@@ -50,9 +51,44 @@ def build(config: Mapping[str, Any]) -> Llava:
     return Llava(config)
 
 
+def tiled(config: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint looks at tiles too."""
+    return str(config.get("image_aspect_ratio")).startswith("anyres")
+
+
+def offered(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The resolutions that `image_grid_pinpoints` names; ValueError where they are no tiles of the tower's side."""
+    side = tower_sizes(config)["image_size"]
+    found = tiles.pinpoints(config.get("image_grid_pinpoints") or (), side)
+    if not found or any(length % side or not length for size in found for length in size):
+        raise ValueError(f"image_grid_pinpoints in config.json must offer sizes that are multiples of {side} pixels")
+    return found
+
+
+def frame(config: Mapping[str, Any]) -> Frame:
+    """LLaVA 1.5's square; of a 1.6 checkpoint the picture as a whole and in tiles, its numbers relative to that same
+    padded square, as in 1.5's texts, which 1.6 was trained on too.
+    """
+    if not tiled(config):
+        return padded_or_cropped(config)
+    sizes = tower_sizes(config)
+    plain = padded_or_cropped({**config, "image_aspect_ratio": "pad"})
+    return Views.of(plain, offered(config), sizes["image_size"] // sizes["patch_size"])
+
+
+def speaks(config: Mapping[str, Any]) -> Template:
+    """The form of talk that a checkpoint was trained on: 1.6 has relatives that are not Vicuna."""
+    name = "vicuna_v1"
+    if config.get("model_type") == "llava_mistral":
+        name = "mistral_instruct"
+    elif config["vocab_size"] == YI:
+        name = "chatml_direct"
+    return replace(TEMPLATES[name], tasks=TASKS)
+
+
 FAMILY = Family(
     name="llava",
-    title="LLaVA 1.5",
+    title="LLaVA 1.5 and 1.6",
     about="Talks about pictures, finds what a sentence describes, describes a box. CLIP, a small projector, Vicuna.",
     template=replace(TEMPLATES["vicuna_v1"], tasks=TASKS),
     dialect=LLAVA,
@@ -62,6 +98,8 @@ FAMILY = Family(
     keys=KEYS,
     drop=DROP,
     keep=("vision", "bridge", "language.lm_head"),
+    types=("llava_llama", "llava_mistral"),
+    speaks=speaks,
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
     licence="Code Apache 2.0; weights under the Llama 2 Community License; training data partly for research only.",
     dwarf={

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from mmchat.nets.trace import laid
+from mmchat.nets.trace import attention, laid
 
 Tokenize = Callable[[str], list[int]]
 
@@ -85,6 +85,7 @@ class Model(nn.Module):
     -> boxes [n, 4], owners [n]) and `head`. A family with another order overrides `encode`, `gather` or `fill` in its
     own file.
 
+    `picture_tokens`: the most vectors that a picture becomes, where a talk must have room for more than 576.
     `head_marks`: marks, one token each, at which the head is asked: with the last layer's state that wrote the mark.
     `whole`: a prompt is read as one, later words changing what earlier ones mean: nothing read of one serves another.
     """
@@ -173,6 +174,23 @@ class Model(nn.Module):
         nothing, unless it counts positions otherwise than one by one.
         """
         return {}
+
+    def room(self, length: int, context: int) -> int:
+        """How many tokens an answer may have to a prompt of `length` positions, where `context` are read at most."""
+        return context - length
+
+    def allowed(self, logits: torch.Tensor, written: Sequence[int]) -> torch.Tensor:
+        """Logits [V] by which the next token of an answer is chosen, behind its ids so far: -inf where a rule of the
+        authors' forbids one.
+        """
+        return logits
+
+    def attention(self, inputs: torch.Tensor, start: int, tokens: Sequence[int], columns: slice) -> torch.Tensor:
+        """How much the positions `columns` were attended to while an answer's `tokens` (numbers) were written:
+        [len(columns)]. inputs [1, T, C]: the finished talk, whose answer begins at `start`.
+        """
+        # The position that writes a token is the one before it.
+        return attention(self.language, inputs, [start + number - 1 for number in tokens], columns)
 
     def embed(self, ids: torch.Tensor | list[int]) -> torch.Tensor:
         """Token ids [n] -> vectors [n, C]."""

@@ -19,6 +19,7 @@ from torch import nn
 from mmchat.nets.quantise import BLOCK, PRECISIONS, QUANTISED, linear_layers, settle_precision
 
 TALK = 2048  # tokens of a talk that is planned for, where the model reads as many
+PICTURE = 576  # tokens of a usual picture
 SHORT = 1024  # a talk shorter than this is not offered: a picture alone may be 576 tokens long
 MARGIN = 0.95  # of what is free that may be taken: the rest of the machine breathes, too
 WORKSPACE = (
@@ -90,9 +91,14 @@ def planned(
         # What is read is held in the file's type, and cast, before it takes its place.
         largest = max(largest, tensor.numel() * (dtype.itemsize + (0 if dtype.itemsize == 4 else 2)))
     longest = int(getattr(model, "context", 0) or TALK)
-    tokens = min(tokens or TALK, longest)
+    tokens = min(tokens or TALK + beyond(model), longest)
     moment = max(largest, _reading(model, tokens, dtype))
     return Plan(name, parts, layers, talk_bytes(model, 1000, dtype), tokens, moment)
+
+
+def beyond(model: nn.Module) -> int:
+    """By how many tokens the longest picture exceeds a usual one."""
+    return max(0, getattr(model, "picture_tokens", PICTURE) - PICTURE)
 
 
 def packed_bytes(shape: tuple[int, ...], precision: str) -> int:
@@ -217,10 +223,10 @@ def require(
 
 def changes(model: nn.Module, plan: Plan, device: str, keep: Sequence[str], room: int) -> Iterator[str]:
     """What would make a model fit into `room` bytes, the smallest change first: a shorter talk, fewer bits, offload."""
-    tokens = plan.tokens
-    while tokens > SHORT:
+    tokens, short = plan.tokens, SHORT + beyond(model)
+    while tokens > short:
         tokens //= 2
-        shorter = planned(model, plan.precision, device, keep, max(tokens, SHORT))
+        shorter = planned(model, plan.precision, device, keep, max(tokens, short))
         if shorter.total <= room:
             yield f"the context {shorter.tokens} ({gib(shorter.total)})"
             break

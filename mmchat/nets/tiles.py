@@ -18,15 +18,19 @@ from PIL import Image
 from mmchat.picture import squashed
 
 Size = tuple[int, int]
+MERGES = ("flat", "spatial", "spatial_unpad")
 
 
-def pinpoints(written: str | Sequence[Sequence[int]]) -> list[Size]:
-    """The resolutions (width, height) a checkpoint offers, from its config: a list, or a text that shows one."""
-    if isinstance(written, str):
-        return [
-            (int(width), int(height)) for width, height in re.findall(r"[\[(]\s*(\d+)\s*,\s*(\d+)\s*[\])]", written)
-        ]
-    return [(int(width), int(height)) for width, height in written]
+def pinpoints(written: str | Sequence[Sequence[int]], side: int = 0) -> list[Size]:
+    """The resolutions (width, height) a checkpoint offers, from its config: a list, a text that shows one, or a text
+    "(1x1),...,(6x6)", every grid of tiles of `side` pixels from the first to the last one named.
+    """
+    if not isinstance(written, str):
+        return [(int(width), int(height)) for width, height in written]
+    if grids := [(int(across), int(down)) for across, down in re.findall(r"\((\d+)x(\d+)\)", written)]:
+        (left, top), (right, bottom) = grids[0], grids[-1]
+        return [(i * side, j * side) for i in range(left, right + 1) for j in range(top, bottom + 1)]
+    return [(int(width), int(height)) for width, height in re.findall(r"[\[(]\s*(\d+)\s*,\s*(\d+)\s*[\])]", written)]
 
 
 def best_resolution(size: Size, offered: Sequence[Size]) -> Size:
@@ -64,49 +68,84 @@ def views(image: Image.Image, offered: Sequence[Size], side: int) -> list[Image.
     return [squashed(image, side), *tiles]
 
 
+def margins(size: Size, cells: tuple[int, int], digits: int | None = None) -> tuple[int, int]:
+    """How many rows above and below, and columns left and right, of a map of `cells` (rows, columns) are padding where
+    a picture of `size` is centred on it. digits: transformers rounds to 7 of them before it rounds down.
+    """
+    rows, columns = cells
+    width, height = size
+
+    def whole(length: float) -> int:
+        return int(length if digits is None else round(length, digits))
+
+    if width / height > columns / rows:
+        return (rows - whole(height * (columns / width))) // 2, 0
+    return 0, (columns - whole(width * (rows / height))) // 2
+
+
+def without(map_CHW: torch.Tensor, cut: tuple[int, int]) -> torch.Tensor:
+    """A map [C, rows, columns] less its `margins`."""
+    rows, columns = map_CHW.shape[-2:]
+    return map_CHW[:, cut[0] : rows - cut[0], cut[1] : columns - cut[1]]
+
+
 def unpadded(map_CHW: torch.Tensor, size: Size) -> torch.Tensor:
     """The part of a map [C, rows, columns] that a picture of `size` covers when centred on it."""
-    rows, columns = map_CHW.shape[-2:]
-    if size[0] / size[1] > columns / rows:
-        margin = (rows - int(size[1] * (columns / size[0]))) // 2
-        return map_CHW[:, margin : rows - margin]
-    margin = (columns - int(size[0] * (rows / size[1]))) // 2
-    return map_CHW[:, :, margin : columns - margin]
+    return without(map_CHW, margins(size, (map_CHW.shape[-2], map_CHW.shape[-1])))
+
+
+def joined(tiles_VTC: torch.Tensor, tiling: tuple[int, int]) -> torch.Tensor:
+    """Vectors [tiles, T, C] of square tiles, row by row of `tiling` (across, down), as one map [C, rows, columns]."""
+    across, down = tiling
+    side = math.isqrt(tiles_VTC.shape[1])
+    # [down, across, side, side, C] -> [C, down * side, across * side]
+    return tiles_VTC.view(down, across, side, side, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
+
+
+def shrunk_to(cells: tuple[int, int], most: float | None) -> tuple[int, int]:
+    """Rows and columns of a map of `cells`, made smaller where it has more than 1.21 times `most`, as "anyres_max_9"
+    has it; None: as they are.
+    """
+    times = math.sqrt(cells[0] * cells[1] / most) if most else 0.0
+    return (int(cells[0] // times), int(cells[1] // times)) if times > 1.1 else cells
+
+
+def shrunk(map_CHW: torch.Tensor, most: float | None) -> torch.Tensor:
+    """A map [C, rows, columns] at the size that `shrunk_to` gives."""
+    cells = (map_CHW.shape[-2], map_CHW.shape[-1])
+    wanted = shrunk_to(cells, most)
+    return map_CHW if wanted == cells else F.interpolate(map_CHW[None], wanted, mode="bilinear")[0]
 
 
 def merged(
     vectors_VTC: torch.Tensor,
-    size: Size,
+    cut: tuple[int, int],
     tiling: tuple[int, int],
     how: str = "flat",
     newline_C: torch.Tensor | None = None,
+    most: float | None = None,
 ) -> torch.Tensor:
     """Vectors [views, T, C] of the whole picture and its tiles (across, down) -> [T', C] for the language model.
 
     "flat": one after the other. "spatial": the whole, then the tiles' rows as one big map. "spatial_unpad": the same,
-    without what is
-    padding, and with `newline_C` behind every row.
+    without the margins `cut`, `shrunk` to `most` cells, and with `newline_C` behind every row.
     """
+    if how not in MERGES:
+        raise ValueError(f"no way {how!r} to merge tiles: choose one of {', '.join(MERGES)}")
     if how == "flat":
         return vectors_VTC.flatten(0, 1)
-    if not how.startswith("spatial"):
-        raise ValueError(f"no way {how!r} to merge tiles: choose flat, spatial or spatial_unpad")
     whole, tiles = vectors_VTC[0], vectors_VTC[1:]
-    if "unpad" in how and newline_C is None:
+    if how == "spatial":
+        # The original lays the tiles' rows down band by band, which is the same order.
+        return torch.cat((whole, joined(tiles, tiling).flatten(1).T)) if len(tiles) else whole
+    if newline_C is None:
         raise ValueError(
             "merging tiles without their padding needs the checkpoint's image_newline, which was not loaded"
         )
     if not len(tiles):
-        return torch.cat((whole, newline_C[None])) if "unpad" in how and newline_C is not None else whole
-    across, down = tiling
-    side = math.isqrt(tiles.shape[1])
-    # [down, across, side, side, C] -> one map [C, down * side, across * side]
-    big = tiles.view(down, across, side, side, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
-    if "unpad" in how and newline_C is not None:
-        big = unpadded(big, size)
-        big = torch.cat((big, newline_C[:, None, None].expand(-1, big.shape[1], 1)), -1)
-        return torch.cat((whole, big.flatten(1).T))
-    # Without un-padding the original lays the tiles' rows down band by band, which is the same order.
+        return torch.cat((whole, newline_C[None]))
+    big = shrunk(without(joined(tiles, tiling), cut), most)
+    big = torch.cat((big, newline_C[:, None, None].expand(-1, big.shape[1], 1)), -1)
     return torch.cat((whole, big.flatten(1).T))
 
 
