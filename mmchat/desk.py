@@ -108,7 +108,7 @@ class Desk:
             speaking = self.engine.speak(ready.prompt, ready.sight, ask.limits)
             try:
                 for said in speaking:
-                    yield self._read(said, ready, ask.limits)
+                    yield self._read(said, ready, ask)
             finally:
                 close = getattr(speaking, "close", None)
                 if close is not None:
@@ -279,18 +279,19 @@ class Desk:
         values = family.clip(self.engine.config, clip)
         return Footage(clip.kind, values), Placement(clip.size, clip.size, (1.0, 1.0), (0.0, 0.0))
 
-    def _read(self, said: Said, ready: Prepared, limits: Limits) -> Answer:
+    def _read(self, said: Said, ready: Prepared, ask: Ask) -> Answer:
         """read, and home."""
         said = after(ready.lead, said)
         candidates = ready.sight.candidates if said.candidates is None else said.candidates
         scene = Scene(candidates, ready.placement.fitted, said.groups)
-        grounded = home(self.engine.family.dialect.read(said.text, scene, said.done), ready.placement)
+        grounded = home(self.engine.family.reading(ask.task).read(said.text, scene, said.done), ready.placement)
         scores = tuple(confidence(span, said.pieces) for span in grounded.spans)
         counters = {"encoder_runs": ready.sight.encoder_runs, **said.counters}
         hints = (*ready.hints, *said.notes)
         notes: list[tuple[str, object]] = [*counters.items(), *(("hint", hint) for hint in hints)]
-        if said.done and said.counters.get("new_tokens", 0) >= limits.new_tokens:
-            notes.append(("hint", f"The answer was cut off after {limits.new_tokens} tokens: raise the limit."))
+        most = ask.limits.new_tokens
+        if said.done and said.counters.get("new_tokens", 0) >= most:
+            notes.append(("hint", f"The answer was cut off after {most} tokens: raise the limit."))
         return Answer(
             grounded.text,
             said.text,

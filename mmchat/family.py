@@ -65,6 +65,11 @@ class Family:
     retrieves: str = ""  # the mark at which it searches pictures of the user's: see nets.retrieval
     speaks: Callable[[Mapping[str, Any]], Any] | None = None  # the template of a config.json, where they differ
     clip: Callable[[Mapping[str, Any], Clip], np.ndarray] | None = None
+    dialects: Mapping[str, Dialect] = field(default_factory=dict)  # of tasks whose answers are written otherwise
+
+    def reading(self, task: str | None) -> Dialect:
+        """The dialect of a task's answers."""
+        return self.dialects.get(task or "", self.dialect)
 
 
 @dataclass(frozen=True)

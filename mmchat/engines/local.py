@@ -210,7 +210,7 @@ class LocalEngine:
         talk, parts = self._laid_out(prompt, sight.content)
         goes_on = bool(opened(prompt)[1])
         length = sum(size(part) for part in parts)
-        room = self.context - length
+        room = self.model.room(length, self.context)
         if room < 1:
             raise ValueError(
                 f"The talk has {length} tokens and the model reads at most {self.context}: "
@@ -232,7 +232,7 @@ class LocalEngine:
                 if self.searching is not None and limits.readiness != 1.0:
                     logits = logits.clone()  # the model's own may not be written to here
                     logits[self.searching.mark] *= limits.readiness
-                index, probability = choose(logits)
+                index, probability = choose(self.model.allowed(logits, growing.ids))
                 made += 1
                 done = index in self._ends or made >= most
                 if index not in self._ends:
@@ -482,13 +482,8 @@ class LocalEngine:
             raise ValueError(f"The answer does not say {phrase!r}: choose words of the answer.")
         end = at + len(phrase) if phrase else len(growing.text)
         begins = sum(size(part) for part in parts)
-        # The position that writes a token is the one before it.
-        rows = [
-            begins + number - 1
-            for number, (from_, to, _) in enumerate(growing.pieces)
-            if to > max(0, at) and from_ < end
-        ]
-        values = trace.attention(self.model.language, self.inputs([*parts, *answer]), rows, columns)
+        tokens = [number for number, (from_, to, _) in enumerate(growing.pieces) if to > max(0, at) and from_ < end]
+        values = self.model.attention(self.inputs([*parts, *answer]), begins, tokens, columns)
         what = repr(phrase) if phrase else "the answer"
         return Trace(
             want,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,16 +86,30 @@ def attention(language: nn.Module, inputs: torch.Tensor, rows: Sequence[int], co
 
     A mean over rows, heads and the upper half of the layers (the lower ones look at neighbours).
     """
+    looking = [layer.self_attn for layer in _layers(language)]
+    return attended(
+        language, looking, lambda: language(inputs_embeds=inputs, use_cache=False, logits_to_keep=1), rows, columns
+    )
+
+
+@torch.inference_mode()
+def attended(
+    language: nn.Module,
+    looking: Sequence[nn.Module],
+    run: Callable[[], object],
+    rows: Sequence[int],
+    columns: slice,
+) -> torch.Tensor:
+    """`attention`, told by the modules `looking`, one a layer, whose second result are weights [1, heads, T, S]."""
     kept: list[torch.Tensor] = []
 
     def keep(module: nn.Module, given: Any, made: Any) -> None:
         kept.append(made[1][0, :, list(rows), columns].float().mean((0, 1)))
 
-    layers = _layers(language)
     with eager(language):
-        hooks = [layer.self_attn.register_forward_hook(keep) for layer in layers[len(layers) // 2 :]]
+        hooks = [layer.register_forward_hook(keep) for layer in looking[len(looking) // 2 :]]
         try:
-            language(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
+            run()
         finally:
             for hook in hooks:
                 hook.remove()
