@@ -1,14 +1,20 @@
 // The drawing surface: regions of the user and places of an answer over the picture. Runs last of the files of its scope.
 // All places are in the unit square of the upright picture; pixels exist only between a pointer and toUnit().
 
-let tool = 'box';
+let able = props.able || {}; // what the open model takes
+let tool = null; // one of those offered, or null where there is none
+let brush = 5; // its width in hundredths of the picture's longer side
+let wiping = false;
 let zoom = 1;
 let lastId = 0;
+let lying = []; // the pictures that were on the surface when it was last looked at
 let pictureKey = null;
 let past = [];
 let drag = null; // what the pointer is doing
-let cross = null; // the keyboard's drawing cross {x, y, start}
-let answer = { turn: null, phrases: [] };
+let draft = null; // an outline that is not closed yet {points, at}
+let cross = null; // the keyboard's drawing cross {x, y, start | line | paint}
+let answer = { turn: null, picture: '', phrases: [] };
+let turned = null; // the answer for which its picture was brought up
 let chosen = { turn: null, span: null }; // the phrase selected here or in the talk
 let hovered = null;
 let heat = null;
@@ -20,8 +26,20 @@ const selectedId = () => (value() || {}).selected;
 const clamp = (number) => Math.min(1, Math.max(0, number));
 const stage = () => element.querySelector('.mm-stage');
 
-function inPixels(x, y) {
-  const size = (value() || {}).size || [1, 1];
+const takes = (kind) => (able.takes || []).includes(kind);
+const several = () => takes('several pictures');
+const offered = () => KINDS.filter(takes);
+
+// The pictures, the one that is shown, what is drawn on it, and the answer's phrases if they are about it.
+const sheets = (now = value()) => (now ? [{ image: now.image, view: now.view, size: now.size, key: now.key }, ...(now.more || [])] : []);
+const shown = (now = value()) => (now ? Math.max(0, Math.min(now.shown || 0, sheets(now).length - 1)) : 0);
+const sheet = () => sheets()[shown()];
+const here = () => regions().filter((region) => (region.image || 0) === shown());
+const about = (one) => !answer.picture || !one || !one.key || one.key === answer.picture;
+const phrases = () => (about(sheet()) ? answer.phrases : []);
+
+function inPixels(x, y, image = shown()) {
+  const size = (sheets()[image] || {}).size || [1, 1];
   return `${Math.round(x * size[0])}, ${Math.round(y * size[1])}`;
 }
 
@@ -42,8 +60,13 @@ function choose(id) {
   draw();
 }
 
+// Takes back the last corner of an outline that is being drawn, or else the last change.
 function undo() {
-  if (past.length) commit(past.pop(), null, false);
+  if (draft) {
+    draft.points.pop();
+    if (!draft.points.length) draft = null;
+    draw();
+  } else if (past.length) commit(past.pop(), null, false);
 }
 
 function remove(id = selectedId()) {
@@ -51,23 +74,22 @@ function remove(id = selectedId()) {
   commit(regions().filter((region) => region.id !== id), null);
 }
 
-function add(kind, box) {
+function add(made) {
   if (regions().length >= (props.most || 32)) return complain(`There are ${regions().length} regions already: delete one first.`);
   lastId = Math.max(lastId, ...regions().map((region) => region.id), 0) + 1;
-  commit([...regions(), { id: lastId, kind, box: box.map((number) => Math.round(number * 1e6) / 1e6) }], lastId);
-  say(`Region ${lastId}, ${kind}, added`);
+  commit([...regions(), { id: lastId, image: shown(), ...made, box: made.box.map(tidy) }], lastId);
+  say(`Region ${lastId}, ${NAMES[made.kind]}, added`);
 }
 
-function sorted(x0, y0, x1, y1) {
-  return [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
-}
-
-function outline(place) {
-  if (place.box) return place.box;
-  if (place.kind === 'point') return [...place.point, ...place.point];
-  const xs = place.points.map((point) => point[0]);
-  const ys = place.points.map((point) => point[1]);
-  return xs.length ? [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)] : null;
+// Brings another of the pictures up.
+function turnTo(index) {
+  const now = value();
+  if (!now || shown(now) === index || !sheets(now)[index]) return;
+  const on = now.regions.find((region) => region.id === now.selected);
+  props.value = { ...now, shown: index, selected: on && (on.image || 0) === index ? now.selected : null };
+  [drag, draft, cross, zoom] = [null, null, null, 1];
+  refresh();
+  say(`Picture ${index + 1} of ${sheets().length}`);
 }
 
 function place(made, box) {
@@ -75,14 +97,45 @@ function place(made, box) {
   return made;
 }
 
+// A line or an outline over the whole stage, dark below light so that it is seen on any picture.
+function drawn(points, closed, name) {
+  const made = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+  made.setAttribute('viewBox', '0 0 1 1');
+  made.setAttribute('preserveAspectRatio', 'none');
+  made.setAttribute('class', `mm-line ${name}`);
+  ['mm-under', 'mm-over-line'].forEach((layer) => {
+    const line = document.createElementNS('http://www.w3.org/2000/svg', closed ? 'polygon' : 'polyline');
+    line.setAttribute('points', points.map((point) => point.join(',')).join(' '));
+    line.setAttribute('vector-effect', 'non-scaling-stroke');
+    line.setAttribute('class', layer);
+    made.append(line);
+  });
+  return made;
+}
+
+function brushwork(cells, size, name) {
+  const made = part('canvas', `mm-painted ${name}`);
+  [made.width, made.height] = size;
+  const pen = made.getContext('2d');
+  const pixels = pen.createImageData(...size);
+  cells.forEach((on, index) => on && pixels.data.fill(255, index * 4, index * 4 + 4));
+  pen.putImageData(pixels, 0, 0);
+  return made;
+}
+
 function drawRegion(region) {
   const on = region.id === selectedId();
-  const box = drag && drag.moved && drag.region && drag.region.id === region.id ? dragged(drag) : region.box;
-  const made = place(part('div', `mm-region mm-${region.kind}${on ? ' mm-on' : ''}`), box);
-  made.dataset.id = region.id;
-  made.append(part('span', 'mm-tag', `@${region.id}`));
-  if (on && region.kind === 'box') ['nw', 'ne', 'se', 'sw'].forEach((corner) => made.append(part('i', `mm-grip mm-${corner}`)));
-  return made;
+  if (drag && drag.kind === 'paint' && drag.region && drag.region.id === region.id) return []; // it is being painted on
+  if (cross && cross.paint && cross.paint.region && cross.paint.region.id === region.id) return [];
+  const now = drag && drag.moved && drag.region && drag.region.id === region.id ? dragged(drag) : region;
+  const made = place(part('div', `mm-region mm-${now.kind}${on ? ' mm-on' : ''}`), now.box);
+  made.dataset.id = now.id;
+  const low = now.kind !== 'box' && now.kind !== 'point' && now.box[1] > 0.06;
+  made.append(part('span', `mm-tag${low ? ' mm-above' : ''}`, `@${now.id}`));
+  if (on && now.kind === 'box') ['nw', 'ne', 'se', 'sw'].forEach((corner) => made.append(part('i', `mm-grip mm-${corner}`)));
+  if (now.kind === 'mask') return [brushwork(cellsOf(now.mask), now.mask.size, on ? 'mm-on' : ''), made];
+  if (now.kind === 'scribble' || now.kind === 'polygon') return [drawn(now.points, now.kind === 'polygon', on ? 'mm-on' : ''), made];
+  return [made];
 }
 
 function drawPlace(phrase, found, number) {
@@ -102,40 +155,91 @@ function drawPlace(phrase, found, number) {
   return made;
 }
 
+// What is being drawn just now, by pointer or keys.
+function drawUnfinished() {
+  const made = [];
+  const rising = (from, to) => place(part('div', 'mm-region mm-box mm-new'), sorted(from.x, from.y, to.x, to.y));
+  if (drag && drag.kind === 'paint') made.push(brushwork(drag.cells, drag.size, 'mm-on'));
+  if (drag && drag.moved && drag.kind === 'draw') made.push(rising(drag.from, drag.at));
+  if (drag && drag.moved && drag.kind === 'trace') made.push(drawn(drag.points, false, 'mm-on'));
+  if (draft) {
+    made.push(drawn([...draft.points, [draft.at.x, draft.at.y]], false, 'mm-on'));
+    draft.points.forEach(([x, y], index) => made.push(place(part('i', `mm-corner${index ? '' : ' mm-first'}`), [x, y, x, y])));
+  }
+  if (cross) {
+    if (cross.start) made.push(rising(cross.start, cross));
+    if (cross.line) made.push(drawn(cross.line, false, 'mm-on'));
+    if (cross.paint) made.push(brushwork(cross.paint.cells, cross.paint.size, 'mm-on'));
+    made.push(place(part('div', 'mm-cross'), [cross.x, cross.y, cross.x, cross.y]));
+  }
+  return made;
+}
+
 function draw() {
   const layer = element.querySelector('.mm-layer');
   if (!layer) return;
-  const marks = answer.phrases.flatMap((phrase) => phrase.places.map((found, number) => drawPlace(phrase, found, number)));
-  const made = [...marks, ...regions().map(drawRegion)].filter(Boolean);
-  if (drag && drag.moved && drag.kind === 'draw') made.push(place(part('div', 'mm-region mm-box mm-new'), sorted(drag.from.x, drag.from.y, drag.at.x, drag.at.y)));
-  if (cross) {
-    if (cross.start) made.push(place(part('div', 'mm-region mm-box mm-new'), sorted(cross.start.x, cross.start.y, cross.x, cross.y)));
-    made.push(place(part('div', 'mm-cross'), [cross.x, cross.y, cross.x, cross.y]));
-  }
-  layer.replaceChildren(...made);
+  const marks = phrases().flatMap((phrase) => phrase.places.map((found, number) => drawPlace(phrase, found, number)));
+  layer.replaceChildren(...[...marks, ...here().flatMap(drawRegion), ...drawUnfinished()].filter(Boolean));
   drawList();
-  const usable = { undo: past.length > 0, remove: selectedId() != null };
+  drawStrip();
+  const usable = { undo: past.length > 0 || draft, remove: selectedId() != null };
   Object.entries(usable).forEach(([name, can]) => {
     const found = element.querySelector(`.mm-${name}`);
     if (found) found.disabled = !can;
   });
   element.querySelectorAll('[data-tool]').forEach((one) => one.setAttribute('aria-pressed', String(one.dataset.tool === tool)));
+  const options = element.querySelector('.mm-brush');
+  if (options) {
+    options.hidden = tool !== 'mask';
+    options.querySelector('.mm-wipe').setAttribute('aria-pressed', String(wiping));
+    options.querySelector('.mm-another').disabled = !here().some((region) => region.id === selectedId() && region.kind === 'mask');
+  }
 }
 
 // The regions as a list: to read, to select, to put into the question.
 function drawList() {
   const list = element.querySelector('.mm-regions');
-  const key = JSON.stringify([regions(), selectedId()]);
+  const key = JSON.stringify([regions().map(({ id, kind, box, image }) => [id, kind, box, image]), selectedId(), shown(), tool, able]);
   if (list.dataset.key === key) return;
   list.dataset.key = key;
   const rows = regions().map((region) => {
-    const where = region.kind === 'box' ? `${inPixels(region.box[0], region.box[1])} – ${inPixels(region.box[2], region.box[3])}` : inPixels(region.box[0], region.box[1]);
-    const chip = button(`@${region.id}`, `mm-chip${region.id === selectedId() ? ' mm-on' : ''}`, () => { choose(region.id); mention(region.id); });
-    chip.title = `${region.kind} at ${where}: put @${region.id} into the question`;
-    chip.append(' ', part('small', '', where));
+    const on = region.image || 0;
+    const corner = inPixels(region.box[0], region.box[1], on);
+    const where = region.kind === 'point' ? corner : `${corner} – ${inPixels(region.box[2], region.box[3], on)}`;
+    const chip = button(`@${region.id}`, `mm-chip${region.id === selectedId() ? ' mm-on' : ''}`, () => { turnTo(on); choose(region.id); mention(region.id); });
+    const which = sheets().length > 1 ? `${on + 1}: ` : '';
+    chip.title = `${NAMES[region.kind]} at ${where}${which ? ` of picture ${on + 1}` : ''}: put @${region.id} into the question`;
+    chip.append(' ', part('small', '', `${which}${region.kind === 'box' || region.kind === 'point' ? '' : `${NAMES[region.kind]} `}${where}`));
     return part('li', '', [chip, button(`Delete region ${region.id}`, 'mm-plain', () => remove(region.id), 'close')]);
   });
-  list.replaceChildren(...(rows.length ? rows : [part('li', 'mm-quiet', 'Drag on the picture to mark a region, or just ask.')]));
+  const how = { point: 'Click on the picture to mark a place, or just ask.', polygon: 'Click the corners of an outline, the first one again to close it.', mask: 'Paint over a thing to mark it, or just ask.' };
+  const none = offered().length ? how[tool] || 'Drag on the picture to mark a region, or just ask.' : 'This model takes no regions: ask in words.';
+  list.replaceChildren(...(rows.length ? rows : [part('li', 'mm-quiet', none)]));
+}
+
+// The pictures of the talk, where there are several: small, numbered, to bring up and to remove.
+function drawStrip() {
+  const strip = element.querySelector('.mm-strip');
+  const all = sheets();
+  const found = all.map((one) => Boolean(answer.picture) && one.key === answer.picture && answer.phrases.length > 0);
+  const key = JSON.stringify([all.map((one) => (one.view || one.image).url), shown(), found, able]);
+  if (strip.dataset.key === key) return;
+  strip.dataset.key = key;
+  strip.hidden = all.length < 2;
+  const leaves = all.length < 2 ? [] : all.map((one, index) => {
+    const label = `Picture ${index + 1}: ${one.image.orig_name || 'picture'}${found[index] ? ', with places of the answer' : ''}`;
+    const leaf = button('', `mm-leaf${found[index] ? ' mm-has' : ''}`, () => turnTo(index));
+    leaf.setAttribute('aria-pressed', String(index === shown()));
+    leaf.setAttribute('aria-label', label);
+    leaf.title = label;
+    const image = part('img');
+    image.src = (one.view || one.image).url || '';
+    image.alt = '';
+    leaf.append(image, part('b', '', String(index + 1)));
+    return part('span', '', [leaf, button(`Remove picture ${index + 1}`, 'mm-plain', () => removePicture(index), 'close')]);
+  });
+  const alone = leaves.length && !several() ? [part('span', 'mm-quiet', 'This model takes one picture: it is asked about the one that is shown.')] : [];
+  strip.replaceChildren(...leaves, ...alone);
 }
 
 function mention(id) {
@@ -155,51 +259,94 @@ function setZoom(next) {
   if (shown) shown.textContent = `${Math.round(zoom * 100)}%`;
 }
 
-function toolButton(name, label) {
-  const made = button(label, '', () => { tool = name; cross = null; draw(); }, name);
+function setBrush(next) {
+  brush = Math.min(20, Math.max(1, next));
+  const found = element.querySelector('.mm-brush input');
+  if (found) found.value = brush;
+  const shape = element.querySelector('.mm-ring');
+  const side = `${(brush / 100) * Math.max(...screen())}px`;
+  if (shape) Object.assign(shape.style, { width: side, height: side });
+  say(`Brush ${brush}`);
+}
+
+function toolButton(name) {
+  const made = button(TOOLS[name], '', () => { [tool, cross, draft] = [name, null, null]; draw(); }, name);
   made.dataset.tool = name;
   return made;
 }
 
-function fullView(now) {
+// The tools of the kinds that the open model takes.
+function toolGroup() {
+  const kinds = offered();
+  const known = kinds.length ? [...kinds, 'select'] : [];
+  if (!known.includes(tool)) [tool, draft, cross] = [known[0] || null, null, null];
+  if (!kinds.length) return part('div', 'mm-group mm-quiet mm-no-tools', `${able.title || 'This model'} takes no regions`);
+  return part('div', 'mm-group', known.map(toolButton));
+}
+
+function brushGroup() {
+  const size = part('input');
+  Object.assign(size, { type: 'range', min: 1, max: 20, value: brush, title: 'Size of the brush' });
+  size.setAttribute('aria-label', 'Size of the brush');
+  size.addEventListener('input', () => setBrush(Number(size.value)));
+  const wipe = button('Wipe instead of paint', 'mm-wipe', () => { wiping = !wiping; draw(); }, 'wipe');
+  return part('div', 'mm-group mm-brush', [size, wipe, button('Begin another shape', 'mm-another', () => choose(null), 'larger')]);
+}
+
+function fullView(one) {
   const image = part('img', 'mm-picture');
-  image.alt = now.image.orig_name ? `The picture: ${now.image.orig_name}` : 'The picture';
+  image.alt = one.image.orig_name ? `The picture: ${one.image.orig_name}` : 'The picture';
   image.draggable = false;
-  image.src = (now.view || now.image).url || '';
+  image.src = (one.view || one.image).url || '';
   const over = part('img', 'mm-heat');
   over.alt = '';
   over.hidden = true;
-  const inner = part('div', 'mm-stage', [image, over, part('div', 'mm-layer')]);
-  if (now.size) inner.style.setProperty('--ratio', now.size[0] / now.size[1]);
+  const shape = part('i', 'mm-ring');
+  shape.hidden = true;
+  const inner = part('div', 'mm-stage', [image, over, part('div', 'mm-layer'), shape]);
+  if (one.size) inner.style.setProperty('--ratio', one.size[0] / one.size[1]);
   inner.tabIndex = 0;
   inner.setAttribute('role', 'application');
-  inner.setAttribute('aria-label', 'Drawing surface. Enter starts a cross: arrow keys move it, Enter sets two corners of a box, P a point. Delete removes the selected region, Escape ends.');
+  inner.setAttribute('aria-label', offered().length
+    ? 'Drawing surface. Enter starts a cross: arrow keys move it, Enter draws with the chosen tool, P sets a point. Delete removes the selected region, Escape ends.'
+    : 'The picture with the places of the answer.');
   const bar = part('div', 'mm-bar', [
-    part('div', 'mm-group', [toolButton('box', 'Draw a box'), toolButton('point', 'Place a point'), toolButton('select', 'Select and move')]),
+    toolGroup(),
+    takes('mask') ? brushGroup() : null,
     part('div', 'mm-group', [button('Undo', 'mm-undo', undo, 'undo'), button('Delete the selected region', 'mm-remove', () => remove(), 'remove')]),
     part('div', 'mm-group', [button('Smaller', '', () => setZoom(zoom - 0.5), 'smaller'), part('span', 'mm-zoom', '100%'), button('Larger', '', () => setZoom(zoom + 0.5), 'larger')]),
-    part('div', 'mm-group mm-end', [button('Another picture', '', chooseFile, 'swap'), button('Camera', '', startCamera, 'camera'), button('Remove the picture', 'mm-close', removePicture, 'close')]),
+    part('div', 'mm-group mm-end', [
+      several() ? button('Add a picture', 'mm-add', () => chooseFile(true), 'add') : null,
+      button('Another picture', '', () => chooseFile(false), 'swap'), button('Camera', '', startCamera, 'camera'), button('Remove the picture', 'mm-close', () => removePicture(), 'close'),
+    ]),
   ]);
   bar.setAttribute('role', 'toolbar');
   bar.setAttribute('aria-label', 'Drawing');
-  return [bar, part('div', 'mm-view', [inner]), part('ul', 'mm-regions')];
+  const strip = part('div', 'mm-strip');
+  strip.hidden = true;
+  strip.setAttribute('role', 'group');
+  strip.setAttribute('aria-label', 'Pictures of this talk');
+  return [bar, part('div', 'mm-view', [inner]), strip, part('ul', 'mm-regions')];
 }
 
 // Brings the surface in line with the value Python or the user gave.
 function refresh() {
-  const now = value();
-  const key = now ? `${now.image.path}|${now.view ? now.view.path : ''}` : '';
-  setBusy(now && !now.size ? 'Opening the picture' : null);
+  const all = sheets();
+  const one = sheet();
+  const paths = all.map((each) => each.image.path);
+  const key = one ? `${one.image.path}|${one.view ? one.view.path : ''}` : '';
+  setBusy(all.some((each) => !each.size) ? 'Opening the picture' : null);
+  if (!paths.some((path) => lying.includes(path))) {
+    [past, lastId, cross, draft, drag, heat, zoom] = [[], 0, null, null, null, null, 1];
+    show({ turn: null, picture: '', phrases: [] });
+  }
+  lying = paths;
   if (key !== pictureKey) {
-    const fresh = !now || !pictureKey || !pictureKey.startsWith(`${now.image.path}|`);
     pictureKey = key;
-    if (fresh) {
-      [past, lastId, cross, drag, heat, zoom] = [[], 0, null, null, null, 1];
-      show({ turn: null, phrases: [] });
-    }
     const live = element.querySelector('.mm-live') || part('div', 'mm-live');
     live.setAttribute('aria-live', 'polite');
-    element.querySelector('.mm-canvas').replaceChildren(...(now ? fullView(now) : [emptyView()]), live);
+    element.querySelector('.mm-canvas').replaceChildren(...(one ? fullView(one) : [emptyView()]), live);
+    setZoom(zoom);
     showHeat();
   }
   draw();
@@ -231,14 +378,25 @@ function tell(name, detail) {
 function show(next) {
   answer = next;
   hovered = null;
+  if (next.turn != null && next.phrases.length && turned !== `${next.turn} ${next.picture}`) {
+    turned = `${next.turn} ${next.picture}`;
+    bringUp();
+  }
   draw();
+}
+
+// The picture that the answer is about.
+function bringUp() {
+  if (!answer.picture || about(sheet())) return;
+  turnTo(sheets().findIndex((one) => one.key === answer.picture));
 }
 
 function showHeat() {
   const over = element.querySelector('.mm-heat');
   if (!over) return;
-  over.hidden = !heat;
-  if (!heat) return;
+  const one = sheet();
+  over.hidden = !heat || Boolean(heat.picture && one && one.key && heat.picture !== one.key);
+  if (over.hidden) return;
   if (over.getAttribute('src') !== heat.url) over.src = heat.url;
   over.style.opacity = heat.opacity;
 }
@@ -247,10 +405,21 @@ element.addEventListener('pointerdown', pointerDown);
 element.addEventListener('pointermove', pointerMove);
 element.addEventListener('pointerup', pointerUp);
 element.addEventListener('pointercancel', () => { drag = null; draw(); });
+element.addEventListener('pointerleave', () => { const made = element.querySelector('.mm-ring'); if (made) made.hidden = true; });
 element.addEventListener('pointerleave', () => hovered != null && tell('mm-light', { turn: null, span: null }));
 element.addEventListener('keydown', keyDown);
 document.addEventListener('mm-answer', (event) => show(event.detail));
-document.addEventListener('mm-select', (event) => { chosen = event.detail; draw(); });
+document.addEventListener('mm-select', (event) => {
+  chosen = event.detail;
+  if (chosen.span != null && chosen.turn === answer.turn) bringUp();
+  draw();
+});
+document.addEventListener('mm-abilities', (event) => {
+  if (JSON.stringify(event.detail) === JSON.stringify(able)) return;
+  able = event.detail;
+  pictureKey = null;
+  refresh();
+});
 document.addEventListener('mm-light', (event) => { hovered = event.detail.turn === answer.turn ? event.detail.span : null; draw(); });
 document.addEventListener('mm-heat', (event) => { heat = event.detail; showHeat(); });
 listenForPictures();

@@ -5,7 +5,7 @@ let opacity = 0.7;
 
 function publish() {
   const map = props.value && props.value.image ? props.value : null;
-  document.dispatchEvent(new CustomEvent('mm-heat', { detail: map ? { url: map.image.url, opacity } : null }));
+  document.dispatchEvent(new CustomEvent('mm-heat', { detail: map ? { url: map.image.url, opacity, picture: map.picture } : null }));
   const text = document.createElement('p');
   text.className = 'mm-quiet';
   text.textContent = map ? map.note : 'Choose a kind and press Show: the map is laid over the picture.';

@@ -9,19 +9,27 @@ function looksLikePicture(file) {
   return file.type.startsWith('image/') || /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|ppm|ico|tga)$/i.test(file.name || '');
 }
 
-// Sends a file to the server and puts it on the surface; the 'picture' event then lets Python look at it.
-async function takePicture(file) {
+const blank = (sent, name) => ({
+  image: { path: sent.path, url: sent.url, orig_name: name || 'picture.png', meta: { _type: 'gradio.FileData' } },
+  view: null, size: null, key: '',
+});
+
+// Sends a file to the server and puts it on the surface, in the place of what is there or beside it; an event then lets
+// Python look at it.
+async function takePicture(file, beside = several()) {
   if (!file) return;
   if (!looksLikePicture(file)) return complain(NO_PICTURE);
+  const adds = beside && value();
+  const most = props.most_pictures || 8;
+  if (adds && sheets().length >= most) return complain(`There are ${most} pictures already: remove one first.`);
   stopCamera();
   setBusy('Opening the picture');
   try {
-    const sent = await upload(file);
-    props.value = {
-      image: { path: sent.path, url: sent.url, orig_name: file.name || 'picture.png', meta: { _type: 'gradio.FileData' } },
-      view: null, size: null, regions: [], selected: null,
-    };
-    trigger('picture');
+    const sent = blank(await upload(file), file.name);
+    const now = adds ? value() : null;
+    if (now) props.value = { ...now, more: [...(now.more || []), sent], shown: sheets(now).length, selected: null };
+    else props.value = { ...sent, more: [], shown: 0, regions: [], selected: null };
+    trigger(now ? 'added' : 'picture');
   } catch (error) {
     setBusy(null);
     complain('The picture could not be sent: it may be larger than the page takes. Make it smaller, or look whether the server still runs.');
@@ -33,17 +41,30 @@ function takeExample(index) {
   trigger('example', { index });
 }
 
-function removePicture() {
+// Takes a picture away, with what is drawn on it; the last one leaves the surface empty.
+function removePicture(index = shown()) {
   stopCamera();
-  props.value = null;
-  trigger('picture');
+  const now = value();
+  const left = sheets(now).filter((_, number) => number !== index);
+  if (!left.length) {
+    props.value = null;
+    return trigger('picture');
+  }
+  const kept = now.regions.filter((region) => (region.image || 0) !== index);
+  const regions = kept.map((region) => ({ ...region, image: (region.image || 0) - ((region.image || 0) > index ? 1 : 0) }));
+  const at = shown(now);
+  const up = Math.min(at > index ? at - 1 : at, left.length - 1);
+  props.value = { ...now, ...left[0], more: left.slice(1), shown: up, regions, selected: null };
+  [past, drag, draft, cross] = [[], null, null, null];
+  refresh();
+  trigger('removed');
 }
 
-function chooseFile() {
+function chooseFile(beside = false) {
   const input = document.createElement('input');
   input.type = 'file';
   input.accept = ACCEPT;
-  input.addEventListener('change', () => takePicture(input.files[0]));
+  input.addEventListener('change', () => takePicture(input.files[0], beside));
   input.click();
 }
 
@@ -126,7 +147,7 @@ function emptyView() {
     icon('picture', 'mm-empty-icon'),
     part('h3', '', 'Start with a picture'),
     part('p', 'mm-quiet', 'Drop one anywhere, paste it with Ctrl+V, or'),
-    part('div', 'mm-empty-row', [button('Choose a file', 'mm-primary', chooseFile), button('Use the camera', '', startCamera)]),
+    part('div', 'mm-empty-row', [button('Choose a file', 'mm-primary', () => chooseFile(false)), button('Use the camera', '', startCamera)]),
     examples.length ? part('p', 'mm-quiet', 'or take an example') : null,
     examples.length ? part('div', 'mm-thumbs', examples) : null,
   ]);

@@ -18,7 +18,7 @@ function publish() {
     colour: phrase.dataset.colour,
     places: JSON.parse(phrase.dataset.places),
   })) : [];
-  const next = { turn: last ? Number(last.dataset.turn) : null, phrases };
+  const next = { turn: last ? Number(last.dataset.turn) : null, picture: last ? last.dataset.picture : '', phrases };
   all.forEach((one) => one.classList.toggle('mm-shown', all.length > 1 && one === last));
   const key = JSON.stringify(next);
   if (key !== shown) tell('mm-answer', next);

@@ -1,12 +1,14 @@
-"""The drawing surface: a picture, the regions a user drew on it, and what they are in Python.
+"""The drawing surface: pictures, the regions a user drew on them, and what they are in Python.
 
-The browser's half is in assets/: picture.js brings a picture in, pointing.js listens to mouse, finger and keys,
-canvas.js draws. What comes from there is a client's word: `regions_of` checks types, numbers, count and bounds again.
+The browser's half is in assets/: picture.js brings pictures in, shapes.js knows what can be drawn, pointing.js listens
+to mouse, finger and keys, canvas.js draws. What comes from there is a client's word: `sheets_of` and `regions_of` check
+types, numbers, counts and bounds again.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,42 @@ from gradio.data_classes import FileData, GradioModel
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
-from mmchat.geometry import Region, open_image, region
+from mmchat.geometry import KINDS, Region, open_image, region
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 MOST_REGIONS = 32
-SCRIPTS = ("parts.js", "picture.js", "pointing.js", "canvas.js")  # one scope, in this order
+MOST_PICTURES = 8
+MOST_CELLS = 1 << 20  # of a painted region; the page paints on 256 cells along the longer side
+SCRIPTS = ("parts.js", "picture.js", "shapes.js", "pointing.js", "canvas.js")  # one scope, in this order
 VIEW_SIDE = 2048  # pixels of the longer side of the copy that the browser shows
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
-class Surface(GradioModel):
-    """What travels: the picture as given, an upright copy to show, the upright size, regions in its unit square."""
+class Sheet(GradioModel):
+    """A picture as given, an upright copy to show, the upright size, and a digest that tells it from others."""
 
     image: FileData | None = None
     view: FileData | None = None
     size: list[int] | None = None
+    key: str = ""
+
+
+class Surface(Sheet):
+    """What travels: the first picture, `more` of them, which one is shown (from 0), the regions in the unit square of
+    the picture that their "image" counts, and the selected region's number.
+    """
+
+    more: list[Sheet] = []
+    shown: int = 0
     regions: list[dict[str, Any]] = []
     selected: int | None = None
+
+
+class Abilities(GradioModel):
+    """What the open model takes, for the tools: kinds of regions, "several pictures"; and its name."""
+
+    takes: list[str] = []
+    title: str = ""
 
 
 def typed_html(model: type[GradioModel], scripts: tuple[str, ...], **kwargs: Any) -> gr.HTML:
@@ -59,20 +80,59 @@ def typed_html(model: type[GradioModel], scripts: tuple[str, ...], **kwargs: Any
 
 def picture_canvas(**kwargs: Any) -> gr.HTML:
     """The drawing surface. Its value is a `Surface` or None; nothing in it is checked yet but its files' origin."""
-    return typed_html(Surface, SCRIPTS, html_template='<div class="mm-canvas"></div>', most=MOST_REGIONS, **kwargs)
+    limits = {"most": MOST_REGIONS, "most_pictures": MOST_PICTURES}
+    return typed_html(Surface, SCRIPTS, html_template='<div class="mm-canvas"></div>', **limits, **kwargs)
+
+
+def abilities_holder(value: Abilities, **kwargs: Any) -> gr.HTML:
+    """Carries `Abilities` to the drawing surface, which offers the tools for them; nothing to see."""
+    return typed_html(Abilities, ("abilities.js",), value=value, html_template="", **kwargs)
 
 
 def surface_of(path: str | Path, cache: str, name: str | None = None) -> Surface:
-    """A picture file laid on an empty surface: opened (ValueError with cause and remedy), and copied for the browser.
+    """A picture file laid on an empty surface, as `sheet_of` says."""
+    return Surface(**dict(sheet_of(path, cache, name)))
+
+
+def sheet_of(path: str | Path, cache: str, name: str | None = None) -> Sheet:
+    """A picture file opened (ValueError with cause and remedy) and copied for the browser.
 
     The copy is upright, 8-bit RGB without EXIF, at most VIEW_SIDE pixels long: the browser shows what the model sees.
     """
     image = open_image(str(path))
-    return Surface(
+    return Sheet(
         image=FileData(path=str(path), orig_name=name or Path(path).name),
         view=shown_copy(image, cache),
         size=list(image.size),
+        key=digest_of(path),
     )
+
+
+def digest_of(path: str | Path) -> str:
+    """What tells this picture from another: a digest of its file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sheets_of(surface: Surface | None) -> list[Sheet]:
+    """The pictures that lie on the surface, with digests of our own. ValueError where there is none or too many."""
+    if surface is None or surface.image is None:
+        raise ValueError("There is no picture yet: drop one on the page, choose a file, or take an example.")
+    if len(surface.more) >= MOST_PICTURES:
+        raise ValueError(
+            f"There are {len(surface.more) + 1} pictures, at most {MOST_PICTURES} can be used: remove some."
+        )
+    found = []
+    for sheet in (Sheet(image=surface.image, view=surface.view, size=surface.size), *surface.more):
+        if sheet.image is None:
+            raise ValueError("One of the pictures is not there: remove it and add it again.")
+        found.append(sheet.model_copy(update={"key": digest_of(sheet.image.path)}))
+    return found
+
+
+def shown_on(surface: Surface) -> int:
+    """Which of the pictures is shown."""
+    return max(0, min(surface.shown, len(surface.more)))
 
 
 def shown_copy(image: Image.Image, cache: str) -> FileData:
@@ -92,19 +152,29 @@ def regions_of(surface: Surface) -> dict[int, Region]:
     """The drawn regions by the number on their badge, checked. ValueError for what no hand can draw."""
     if len(surface.regions) > MOST_REGIONS:
         raise ValueError(f"There are {len(surface.regions)} regions, at most {MOST_REGIONS} can be used: delete some.")
-    return dict(_region(item) for item in surface.regions)
+    found = dict(_region(item) for item in surface.regions)
+    for number, drawn in found.items():
+        if drawn.image > len(surface.more):
+            raise ValueError(f"Region {number} is on a picture that is not there: delete it and draw it again.")
+    return found
 
 
 def _region(item: dict[str, Any]) -> tuple[int, Region]:
     number, kind = item.get("id"), item.get("kind")
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 999:
         raise ValueError("A region has no number: delete it and draw it again.")
+    if kind not in KINDS:
+        raise ValueError(f"Region {number} is nothing that can be drawn: delete it and draw it again.")
+    given = {name: item[name] for name in ("kind", "box", "points", "mask", "image") if name in item}
     corners = item.get("box")
     if kind == "point" and isinstance(corners, list):
-        return number, region({"kind": "point", "points": [corners[:2]]}, number)
-    if kind != "box":
-        raise ValueError(f"Region {number} is neither box nor point: delete it and draw it again.")
-    return number, region({"kind": "box", "box": corners}, number)
+        given["points"] = [corners[:2]]
+    size = item["mask"].get("size") if kind == "mask" and isinstance(item.get("mask"), dict) else None
+    if isinstance(size, list) and any(not isinstance(side, int) or not 0 < side <= MOST_CELLS for side in size):
+        raise ValueError(f"Region {number} is painted on cells that no page has: delete it and draw it again.")
+    if isinstance(size, list) and len(size) == 2 and size[0] * size[1] > MOST_CELLS:
+        raise ValueError(f"Region {number} has more than {MOST_CELLS} cells: delete it and draw it again.")
+    return number, region(given, number)
 
 
 def examples_in(folder: Path | None) -> list[Path]:

@@ -13,7 +13,7 @@ from PIL import Image
 from mmchat import export, paint
 from mmchat.desk import Answer
 from mmchat.ui.canvas import Surface
-from mmchat.ui.steps import last_answer, picture_of
+from mmchat.ui.steps import last_answer, opened, picture_of, sheet_of_answer
 from mmchat.ui.words import Talk
 
 # What is offered -> the ending of the file.
@@ -33,11 +33,12 @@ def save(surface: Surface | None, talk: Talk, form: str, model: tuple[str, str],
 
     model: name and precision of the model that answered.
     """
-    image, answer = picture_of(surface), last_answer(talk)
-    if answer is None:
-        raise ValueError("There is no answer yet: ask something about the picture first.")
-    assert surface is not None and surface.image is not None
-    name = surface.image.orig_name or "picture.png"
+    picture_of(surface)  # a sentence where there is none
+    answer, sheet = last_answer(talk), sheet_of_answer(surface, talk)
+    if answer is None or sheet is None:
+        raise ValueError("There is no answer about this picture yet: ask something first.")
+    assert sheet.image is not None
+    image, name = opened(sheet), sheet.image.orig_name or "picture.png"
     ending = FORMS.get(form, "png")
     data = content(image, answer, ending, name, model)
     return save_bytes_to_cache(data, f"{Path(name).stem or 'picture'}-mmchat.{ending}", cache)

@@ -10,8 +10,9 @@ from typing import Any
 import gradio as gr
 
 from mmchat.desk import Desk
+from mmchat.geometry import KINDS
 from mmchat.ui import files, panels
-from mmchat.ui.canvas import ASSETS, picture_canvas, thumbnails
+from mmchat.ui.canvas import ASSETS, Abilities, abilities_holder, picture_canvas, thumbnails
 from mmchat.ui.words import Talk, talk_html
 
 PLAIN = {"apply_default_css": False}
@@ -23,7 +24,9 @@ class Widgets:
     """Every widget that an event reads or writes."""
 
     talk: gr.State
+    knows: gr.State  # the open model as this page was last told
     head: gr.HTML
+    abilities: gr.HTML
     picture_notice: gr.HTML
     canvas: gr.HTML
     chat: gr.HTML
@@ -59,12 +62,16 @@ class Widgets:
 
 def lay_out(desk: Desk, opened: str, rows: Sequence[Mapping[str, Any]], examples: list[Path], choice: bool) -> Widgets:
     """All widgets, inside the page that is being built. opened: the open model; choice: whether it can change."""
-    found: dict[str, Any] = {"talk": gr.State(())}
+    found: dict[str, Any] = {"talk": gr.State(()), "knows": gr.State("")}
     found["head"] = gr.HTML(panels.head_html(desk, opened), elem_id="mm-head", **PLAIN)
     with gr.Row(elem_id="mm-main"):
         with gr.Column(elem_id="mm-left"):
             found["picture_notice"] = gr.HTML("", elem_classes="mm-notice", **PLAIN)
-            found["canvas"] = picture_canvas(elem_id="mm-canvas", label="Picture", examples=thumbnails(examples))
+            able = abilities(desk)
+            found["canvas"] = picture_canvas(
+                elem_id="mm-canvas", label="Picture", examples=thumbnails(examples), able=able.model_dump()
+            )
+            found["abilities"] = abilities_holder(able, elem_id="mm-abilities", elem_classes="mm-none")
         with gr.Column(elem_id="mm-right"):
             found |= _talk_widgets(desk)
         with gr.Column(elem_id="mm-below"), gr.Tabs():
@@ -161,7 +168,13 @@ def _model_widgets(opened: str, rows: Sequence[Mapping[str, Any]], choice: bool)
 def chat_html(desk: Desk, talk: Talk) -> str:
     """The talk as the page shows it, or how to begin one."""
     labels = {task.name: task.label for task in desk.engine.family.template.tasks if task.pattern != "{text}"}
-    return talk_html(talk, panels.welcome_html(), labels)
+    return talk_html(talk, panels.welcome_html(bool(desk.engine.family.takes & set(KINDS))), labels)
+
+
+def abilities(desk: Desk) -> Abilities:
+    """What the open model takes, for the drawing surface."""
+    family = desk.engine.family
+    return Abilities(takes=sorted(family.takes), title=family.title)
 
 
 def task_choice(desk: Desk) -> dict[str, Any]:

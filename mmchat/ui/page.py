@@ -19,8 +19,8 @@ import gradio as gr
 
 from mmchat.desk import Desk, Limits
 from mmchat.ui import api, files, panels, steps, words
-from mmchat.ui.canvas import ASSETS, Surface, examples_in, surface_of
-from mmchat.ui.layout import Widgets, chat_html, heat_choice, hint, lay_out, task_choice
+from mmchat.ui.canvas import ASSETS, MOST_PICTURES, Surface, examples_in, sheet_of, sheets_of, surface_of
+from mmchat.ui.layout import Widgets, abilities, chat_html, heat_choice, hint, lay_out, task_choice
 from mmchat.ui.looks import launch_options
 from mmchat.ui.words import Talk
 
@@ -108,7 +108,7 @@ def build(
         on = lay_out(desk, opened.name, rows(), paths, open_model is not None)
         api.endpoints(desk, lambda: opened.name, rows, read, MODEL)
         tries = Tries()
-        running = _wire_talk(on, desk, tries, opened)
+        running = _wire_talk(on, desk, tries, opened, rows)
         _wire_picture(on, desk, paths, tries, running)
         _wire_heat_and_files(on, desk, opened)
         _wire_frames(on, desk)
@@ -153,15 +153,42 @@ def _wire_picture(on: Widgets, desk: Desk, paths: list[Path], tries: Tries, runn
         tries.end(talk)
         return begun(surface.model_copy(update={"regions": [], "selected": None}) if surface else None)
 
+    def added(surface: Surface | None) -> Update:
+        """Further pictures lie beside the first; one that cannot be opened is left out."""
+        if surface is None or surface.image is None:
+            return {on.picture_notice: words.card("There is no picture to add to: open one first.")}
+        more, card = [], ""
+        for sheet in surface.more[: MOST_PICTURES - 1]:
+            try:
+                if sheet.image is not None and sheet.size is None:
+                    sheet = sheet_of(sheet.image.path, on.canvas.GRADIO_CACHE, sheet.image.orig_name)
+                more.append(sheet)
+            except Exception as error:
+                card = _card(error, "This picture cannot be used")
+        shown = min(surface.shown, len(more))
+        return {on.canvas: surface.model_copy(update={"more": more, "shown": shown}), on.picture_notice: card}
+
+    def removed(surface: Surface | None, talk: Talk) -> Update:
+        """One of several pictures is gone; a talk that knew it is over."""
+        try:
+            if steps.goes_on(talk, tuple(sheet.key for sheet in sheets_of(surface))):
+                return {on.picture_notice: ""}
+        except Exception as error:
+            return {on.picture_notice: _card(error)}
+        tries.end(talk)
+        return {**begun(surface), on.canvas: gr.skip()}
+
+    on.canvas.added(added, [on.canvas], [on.canvas, on.picture_notice], **AT_ONCE)
     for event, act, inputs in (
         (on.canvas.picture, came, [on.canvas, on.talk]),
+        (on.canvas.removed, removed, [on.canvas, on.talk]),
         (on.canvas.example, example, [on.talk]),
         (on.new.click, fresh, [on.canvas, on.talk]),
     ):
         event(act, inputs, _everything(on), cancels=running, **AT_ONCE)
 
 
-def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened) -> list[Any]:
+def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Callable[[], Rows]) -> list[Any]:
     """A question begins, is answered, settles; the same for another try. Returns the events that Stop cancels."""
 
     def waiting(talk: Talk) -> Update:
@@ -200,13 +227,13 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened) -> list[An
             now = steps.settled(now, "failed")
             yield {on.talk: now, on.chat: chat_html(desk, now), on.notice: _card(error)}
 
-    def settled(surface: Surface | None, talk: Talk) -> Update:
+    def settled(surface: Surface | None, talk: Talk, knows: str) -> Update:
         talk = () if tries.ended(talk) else steps.settled(talk)
-        size = (surface.size[0], surface.size[1]) if surface and surface.size else None
-        details = panels.details_html(steps.last_answer(talk), size)
-        head = panels.head_html(desk, opened.name)  # somebody else may have opened another model
+        news: Update = {on.head: panels.head_html(desk, opened.name)}  # a self check may have failed meanwhile
+        if knows != _open_now(desk, opened):  # somebody else has opened another model
+            news = known(on, desk, opened, rows)
         return {
-            on.talk: talk, on.chat: chat_html(desk, talk), on.details: details, on.head: head,
+            on.talk: talk, on.chat: chat_html(desk, talk), on.details: _details(surface, talk), **news,
             **_buttons(on, running=False),
         }  # fmt: skip
 
@@ -229,7 +256,8 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened) -> list[An
         for event in begun
     ]
     for event in running:
-        event.then(settled, [on.canvas, on.talk], [on.talk, on.chat, on.details, on.head, on.send, on.stop], **AT_ONCE)
+        ended = [on.talk, on.chat, on.details, on.send, on.stop, *_about(on)]
+        event.then(settled, [on.canvas, on.talk, on.knows], ended, **AT_ONCE)
     on.stop.click(None, None, None, cancels=running, queue=False)
     on.task.change(lambda task: gr.update(placeholder=hint(desk, task)), [on.task], [on.question], **AT_ONCE)
     on.back.click(taken_back, [on.talk], [on.talk, on.chat, on.question, on.notice], **AT_ONCE)
@@ -275,10 +303,9 @@ def _wire_frames(on: Widgets, desk: Desk) -> None:
             talk, name = steps.read_as(desk, surface, talk, int(event.index))
         except Exception as error:
             return {on.frames_notice: _card(error)}
-        size = (surface.size[0], surface.size[1]) if surface and surface.size else None
         return {
             on.talk: talk, on.chat: chat_html(desk, talk), on.frames_notice: words.said(f"Read as: {name}."),
-            on.details: panels.details_html(steps.last_answer(talk), size),
+            on.details: _details(surface, talk),
         }  # fmt: skip
 
     inputs = [on.canvas, on.talk]
@@ -293,14 +320,6 @@ def _wire_model(
     rows: Callable[[], Rows],
     open_model: Callable[[str, str, Callable[[int, int], None]], object] | None,
 ) -> None:
-    def known() -> Update:
-        """What the page says about the open model, as it is now: another user may have opened another one."""
-        return {
-            on.head: panels.head_html(desk, opened.name), on.task: gr.update(**task_choice(desk)),
-            on.kind: gr.update(**heat_choice(desk)), on.name: gr.update(value=opened.name),
-            on.state: panels.models_html(rows(), opened.name),
-        }  # fmt: skip
-
     def opening(name: str, precision: str, failures: Any) -> Iterator[Update]:
         """Progress, then what the page says of the model that is open in the end; every talk stays."""
         yield {on.state: panels.opening_html(name), on.notice: ""}
@@ -313,7 +332,7 @@ def _wire_model(
             opened.name = name
         except Exception as error:
             failure = _card(error, f"{name} was not opened")
-        now = {**known(), on.holder: None}
+        now = {**known(on, desk, opened, rows), on.holder: None}
         now[failures] = failure + now.get(failures, "")
         yield now
 
@@ -331,13 +350,40 @@ def _wire_model(
         else:
             yield from opening(name, "auto", on.notice)
 
-    about = [on.head, on.task, on.kind, on.name, on.state]
-    loaded = gr.on(None, known, None, about, **AT_ONCE)  # when the page is loaded
+    about = _about(on)
+    loaded = gr.on(None, lambda: known(on, desk, opened, rows), None, about, **AT_ONCE)  # when the page is loaded
     if open_model is not None:
         changed = [*about, on.holder, on.notice]
         pressed = on.load.click(open_it, [on.name, on.precision], changed, **MODEL, **QUIET)
         pressed.then(None, [on.name], None, js=ADDRESS)
+        pressed.then(lambda talk: chat_html(desk, talk), [on.talk], [on.chat], **AT_ONCE)
         loaded.then(addressed, None, changed, **MODEL, **QUIET)
+
+
+def known(on: Widgets, desk: Desk, opened: Opened, rows: Callable[[], Rows]) -> Update:
+    """What the page says about the open model, as it is now: another user may have opened another one."""
+    return {
+        on.head: panels.head_html(desk, opened.name), on.task: gr.update(**task_choice(desk)),
+        on.kind: gr.update(**heat_choice(desk)), on.name: gr.update(value=opened.name),
+        on.state: panels.models_html(rows(), opened.name), on.abilities: abilities(desk),
+        on.knows: _open_now(desk, opened),
+    }  # fmt: skip
+
+
+def _about(on: Widgets) -> list[Any]:
+    """What `known` writes."""
+    return [on.head, on.task, on.kind, on.name, on.state, on.abilities, on.knows]
+
+
+def _open_now(desk: Desk, opened: Opened) -> str:
+    return f"{opened.name}, {desk.engine.family.name}, {desk.engine.precision}"
+
+
+def _details(surface: Surface | None, talk: Talk) -> str:
+    """Of the newest answer, in pixels of the picture that it is about."""
+    sheet = steps.sheet_of_answer(surface, talk)
+    size = (sheet.size[0], sheet.size[1]) if sheet and sheet.size else None
+    return panels.details_html(steps.last_answer(talk), size)
 
 
 def _buttons(on: Widgets, running: bool) -> Update:

@@ -22,11 +22,13 @@ PRECISIONS = [("Automatic", "auto"), ("Full", "fp32"), ("NF4 (4 bit)", "nf4")]
 
 
 class HeatMap(GradioModel):
-    """A painted picture and one sentence of what it shows; `scale`: whether low and high are told by colour."""
+    """A painted picture and one sentence of what it shows; `scale`: whether low and high are told by colour; `picture`:
+    the digest of the picture that it is laid over."""
 
     image: FileData | None = None
     note: str = ""
     scale: bool = True
+    picture: str = ""
 
 
 def heat_holder(**kwargs: Any) -> gr.HTML:
@@ -58,16 +60,17 @@ def faults_html(desk: Desk) -> str:
     return f'<span class="mm-pill mm-fault" role="alert"><b>Self check failed</b> {escape(" ".join(faults))}</span>'
 
 
-def welcome_html() -> str:
-    """What the empty talk says: what can be done."""
-    starters = ["Describe this picture with places.", "Where is the person?", "What is @1?"]
+def welcome_html(regions: bool = True) -> str:
+    """What the empty talk says: what can be done. regions: whether the open model takes any."""
+    starters = ["Describe this picture with places.", "Where is the person?", *(["What is @1?"] if regions else [])]
+    draw = " Drag on the picture to mark a region and call it @1." if regions else ""
     chips = "".join(
         f'<button type="button" class="mm-button mm-starter" data-text="{escape(text)}">{escape(text)}</button>'
         for text in starters
     )
     return (
         '<div class="mm-welcome"><h3>Ask about the picture</h3><p>Answers come with places: each coloured phrase'
-        " belongs to the box of its colour. Drag on the picture to mark a region and call it @1.</p>"
+        f" belongs to the box of its colour.{draw}</p>"
         f'<div class="mm-starters">{chips}</div></div>'
     )
 
@@ -166,7 +169,10 @@ def heat_map(painted: Image.Image, kind: str, about: str, cache: str) -> HeatMap
     subject = f", about {about.strip()}" if about.strip() else ""
     note = str(painted.info.get("note") or f"{kind}{subject}")
     return HeatMap(
-        image=shown_copy(painted, cache), note=note, scale="pca" not in kind.lower() and "component" not in kind
+        image=shown_copy(painted, cache),
+        note=note,
+        scale="pca" not in kind.lower() and "component" not in kind,
+        picture=str(painted.info.get("picture", "")),
     )
 
 
@@ -180,13 +186,16 @@ def opening_html(name: str, share: float = 0.0) -> str:
 
 
 HELP = """<section class="mm-details"><h4>With the mouse or a finger</h4>
-<p>Drag draws a box, the second tool places a point, the third moves what is drawn. Click a box of the answer to light
-its phrase, a phrase to keep only its boxes; click again to see all.</p>
+<p>The tools are those that the open model has a use for: a box or a line by dragging, a point by a click, an outline by
+clicks on its corners (the first corner or a double click closes it), a painted shape with the brush, and one to move
+what is drawn. A model that takes fewer is asked about the box around a shape. Click a place of the answer to light its
+phrase, a phrase to keep only its places; click again to see all.</p>
 <h4>With the keyboard</h4><div class="mm-scroll"><table><tbody>
 <tr><td><kbd>Tab</kbd></td><td>to the picture, then <kbd>Enter</kbd> for a drawing cross</td></tr>
 <tr><td><kbd>← ↑ → ↓</kbd></td>
 <td>move the cross or the selected region; with <kbd>Shift</kbd> finer, or size the region</td></tr>
-<tr><td><kbd>Enter</kbd></td><td>set a corner; <kbd>P</kbd> a point</td></tr>
+<tr><td><kbd>Enter</kbd></td><td>set a corner, put the pen or brush down and lift it; twice in one place closes an
+outline; <kbd>P</kbd> a point; <kbd>[</kbd> <kbd>]</kbd> the size of the brush</td></tr>
 <tr><td><kbd>Delete</kbd> <kbd>Ctrl Z</kbd> <kbd>Esc</kbd></td>
 <td>delete the selected region, undo, let go</td></tr>
 <tr><td><kbd>Enter</kbd> in the question</td><td>send; <kbd>Shift Enter</kbd> a new line</td></tr>

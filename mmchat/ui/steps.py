@@ -5,7 +5,6 @@ Each step takes and gives plain values (a `Surface`, a tuple of `Exchange`), so 
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 import time
@@ -18,7 +17,7 @@ from PIL import Image
 from mmchat import paint
 from mmchat.desk import LONGEST, MENTION, Answer, Ask, Desk, Limits, Turn
 from mmchat.geometry import Region, open_image
-from mmchat.ui.canvas import Surface, regions_of
+from mmchat.ui.canvas import Sheet, Surface, regions_of, sheets_of, shown_on
 from mmchat.ui.words import Exchange, Talk
 
 PAUSE = 0.05  # seconds between two updates of the page: each one carries the whole talk
@@ -27,43 +26,71 @@ LIVELIER = 0.6  # temperature of a second try, which would else say the same aga
 
 
 def picture_of(surface: Surface | None) -> Image.Image:
-    """The picture on the surface, upright RGB; ValueError where there is none or it cannot be read."""
-    if surface is None or surface.image is None:
-        raise ValueError("There is no picture yet: drop one on the page, choose a file, or take an example.")
-    return open_image(surface.image.path)
+    """The picture that is shown, upright RGB; ValueError where there is none or it cannot be read."""
+    sheets = sheets_of(surface)
+    assert surface is not None
+    return opened(sheets[min(shown_on(surface), len(sheets) - 1)])
 
 
-def digest_of(surface: Surface) -> str:
-    """What tells this picture from another: a digest of its file."""
-    assert surface.image is not None
-    with open(surface.image.path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def opened(sheet: Sheet) -> Image.Image:
+    assert sheet.image is not None
+    return open_image(sheet.image.path)
+
+
+def asked_about(desk: Desk, surface: Surface | None) -> tuple[list[Sheet], dict[int, Region]]:
+    """The pictures that a question is about, and the regions drawn on these by the number on their badge.
+
+    All pictures where the open model takes several, else the one that is shown.
+    """
+    sheets = sheets_of(surface)
+    assert surface is not None
+    drawn = regions_of(surface)
+    if len(sheets) == 1 or "several pictures" in desk.engine.family.takes:
+        return sheets, drawn
+    shown = shown_on(surface)
+    own = {number: replace(region, image=0) for number, region in drawn.items() if region.image == shown}
+    return [sheets[shown]], own
+
+
+def goes_on(talk: Talk, digests: tuple[str, ...]) -> bool:
+    """Whether the talk is about these pictures: its own, in its order, and new ones behind them."""
+    return bool(talk) and talk[-1].pictures == digests[: len(talk[-1].pictures)]
+
+
+def sheets_under(surface: Surface | None, exchange: Exchange) -> list[Sheet]:
+    """The pictures of an exchange, found on the surface; ValueError where one is there no more."""
+    there = {sheet.key: sheet for sheet in sheets_of(surface)}
+    if not all(digest in there for digest in exchange.pictures):
+        raise ValueError("The picture of this talk is no longer here: bring it back, or begin a new chat.")
+    return [there[digest] for digest in exchange.pictures]
 
 
 def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str | None) -> Talk:
     """The talk with a new question at its end, waiting for its answer. ValueError where it cannot be asked.
 
-    Another picture begins a new talk; another model goes on with it. A question that failed is not kept: the model has
-    not seen it.
+    Another picture begins a new talk, one that is added comes with the question; another model goes on with the talk.
+    A question that failed is not kept: the model has not seen it.
     """
     if talk and talk[-1].running:
         raise ValueError("An answer is still being written: wait for it or press Stop.")
-    picture_of(surface)
+    sheets, drawn = asked_about(desk, surface)
+    for sheet in sheets:
+        opened(sheet)  # a sentence where a file is gone or broken
     assert surface is not None
     text = (text or "").strip()
     if len(text) > LONGEST:
         raise ValueError(f"The question has {len(text)} characters, at most {LONGEST} are taken: shorten it.")
-    digest, model = digest_of(surface), desk.engine.family.name
-    if talk and talk[-1].picture != digest:
+    digests, model = tuple(sheet.key for sheet in sheets), desk.engine.family.name
+    if not goes_on(talk, digests):
         talk = ()
     talk = tuple(exchange for exchange in talk if exchange.answer is not None)
+    fresh = range(len(talk[-1].pictures) if talk else 0, len(digests))
     tasks = desk.engine.family.template.tasks
     task = task if any(task == known.name for known in tasks) else None  # another model may have been opened meanwhile
     asked = desk.engine.family.template.task(task) if task else None
     if asked and text and "{text}" not in asked.pattern:
         asked = task = None  # this way of asking has no place for words, and what was written must not be lost
     needs = asked.needs if asked else "phrase"
-    drawn = regions_of(surface)
     shown = text
     if needs == "region" and not MENTION.search(text) and surface.selected in drawn:
         shown = f"@{surface.selected} {text}".strip()
@@ -73,8 +100,8 @@ def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str 
         raise ValueError("This asks about a region and none is drawn: drag a box on the picture first.")
     known = [region for exchange in talk for region in exchange.question.regions]
     words, new = renumbered(shown, drawn, known)
-    turn = Turn("user", words, new, images=() if talk else (0,))
-    return (*talk, Exchange(turn, shown, digest, model, task, key=secrets.token_hex(8)))
+    turn = Turn("user", words, new, images=tuple(fresh))
+    return (*talk, Exchange(turn, shown, digests, model, task, key=secrets.token_hex(8)))
 
 
 def renumbered(text: str, drawn: dict[int, Region], known: list[Region]) -> tuple[str, tuple[Region, ...]]:
@@ -130,10 +157,10 @@ def speak(desk: Desk, surface: Surface | None, talk: Talk, limits: Limits | None
     if not talk or not talk[-1].running:
         return
     exchange = talk[-1]
-    image, limits = picture_of(surface), limits or Limits()
+    images, limits = tuple(opened(sheet) for sheet in sheets_under(surface, exchange)), limits or Limits()
     if exchange.attempt:
         limits = replace(limits, temperature=max(limits.temperature, LIVELIER), seed=limits.seed + exchange.attempt)
-    answers = desk.answer(Ask((image,), turns_of(talk), exchange.task, limits))
+    answers = desk.answer(Ask(images, turns_of(talk), exchange.task, limits))
     shown_at = 0.0
     try:
         for answer in answers:
@@ -160,8 +187,12 @@ def again(talk: Talk) -> Talk:
 
 
 def heat(desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, about: str) -> Image.Image:
-    """The picture under a heat map. about: "" nothing (or the selected region), "@1" a region, or a phrase."""
-    image = picture_of(surface)
+    """A picture under a heat map; its info["picture"] is its digest.
+
+    about: "" nothing (or the selected region), "@1" a region, or a phrase. The picture is that of the region, else the
+    one that is shown. Where the talk is not about it, it is looked at alone.
+    """
+    sheets = sheets_of(surface)
     assert surface is not None
     if not kind:
         raise ValueError("This model has no heat maps: open another one in the Model tab.")
@@ -171,15 +202,37 @@ def heat(desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, abou
     if match and int(match[1]) not in drawn:
         raise ValueError(f"There is no region {about} on the picture: draw it, or leave the field empty.")
     subject = drawn[int(match[1])] if match else about or drawn.get(surface.selected or 0)
-    talk = talk if talk and talk[-1].picture == digest_of(surface) and talk[-1].model == desk.engine.family.name else ()
-    turns = turns_of(talk) if talk else (Turn("user", "", images=(0,)),)
-    answer = talk[-1].answer if talk else None
-    return desk.heat(Ask((image,), turns, talk[-1].task if talk else None), answer, kind, subject)
+    sheet = sheets[subject.image if isinstance(subject, Region) else shown_on(surface)]
+    if talk and talk[-1].picture == sheet.key and talk[-1].model == desk.engine.family.name:
+        last, turns = talk[-1], turns_of(talk)
+        images = tuple(opened(one) for one in sheets_under(surface, last))
+        at, task, answer = last.pictures.index(sheet.key), last.task, last.answer
+    else:
+        turns, images, at, task, answer = (Turn("user", "", images=(0,)),), (opened(sheet),), 0, None, None
+    if isinstance(subject, Region):
+        subject = replace(subject, image=at)
+    painted = desk.heat(Ask(images, turns, task), answer, kind, subject)
+    painted.info["picture"] = sheet.key
+    return painted
+
+
+def last_answered(talk: Talk) -> Exchange | None:
+    """The newest exchange that has an answer, whole or stopped."""
+    return next((exchange for exchange in reversed(talk) if exchange.answer is not None), None)
 
 
 def last_answer(talk: Talk) -> Answer | None:
     """The newest answer there is, whole or stopped."""
-    return next((exchange.answer for exchange in reversed(talk) if exchange.answer is not None), None)
+    last = last_answered(talk)
+    return None if last is None else last.answer
+
+
+def sheet_of_answer(surface: Surface | None, talk: Talk) -> Sheet | None:
+    """The picture that the newest answer's places are on; None where there is no answer or it lies there no more."""
+    last = last_answered(talk)
+    if last is None or surface is None or surface.image is None:
+        return None
+    return next((sheet for sheet in sheets_of(surface) if sheet.key == last.picture), None)
 
 
 def readings(desk: Desk, surface: Surface | None, talk: Talk) -> tuple[tuple[str, Answer], ...]:
@@ -187,14 +240,14 @@ def readings(desk: Desk, surface: Surface | None, talk: Talk) -> tuple[tuple[str
 
     ValueError where there is nothing to compare.
     """
-    image = picture_of(surface)
-    assert surface is not None
-    if not talk or talk[-1].running or talk[-1].answer is None or talk[-1].picture != digest_of(surface):
+    picture_of(surface)  # a sentence where there is none
+    sheet = sheet_of_answer(surface, talk)
+    if not talk or talk[-1].running or talk[-1].answer is None or sheet is None:
         raise ValueError("There is no finished answer about this picture yet: ask something first.")
     last = talk[-1]
     if last.model != desk.engine.family.name:
         raise ValueError("Another model was opened since this answer: ask it, then compare its frames.")
-    found = desk.reread(last.own or last.answer, image.size)  # type: ignore[arg-type]
+    found = desk.reread(last.own or last.answer, opened(sheet).size)  # type: ignore[arg-type]
     if not found:
         raise ValueError("This answer has no numbers that could be meant in another way.")
     return found
@@ -202,7 +255,9 @@ def readings(desk: Desk, surface: Surface | None, talk: Talk) -> tuple[tuple[str
 
 def strip(desk: Desk, surface: Surface | None, talk: Talk, side: int = 360) -> list[tuple[Image.Image, str]]:
     """Small pictures of the readings with their places drawn, each with its name."""
-    shown, small = readings(desk, surface, talk), picture_of(surface)
+    shown, sheet = readings(desk, surface, talk), sheet_of_answer(surface, talk)
+    assert sheet is not None
+    small = opened(sheet)
     small.thumbnail((side, side))
     return [(paint.answer(small, answer), name) for name, answer in shown]
 

@@ -25,14 +25,14 @@ class Exchange:
     """A question of the talk and its answer.
 
     `shown` is the question as the user wrote it: its @numbers are those of the drawing surface, the turn's count over
-    the talk. `picture` is the digest of the picture asked about, `model` the family asked. `ended` tells why a finished
-    exchange has no whole answer: "stopped" or "failed". `key` names this try of it, so that none is spoken twice.
-    `own` is the answer as the family reads it, where the user chose another way of reading its numbers.
+    the talk. `pictures` are digests of the talk's pictures up to here, `model` the family asked. `ended` tells why a
+    finished exchange has no whole answer: "stopped" or "failed". `key` names this try of it, so that none is spoken
+    twice. `own` is the answer as the family reads it, where the user chose another way of reading its numbers.
     """
 
     question: Turn
     shown: str
-    picture: str
+    pictures: tuple[str, ...]
     model: str
     task: str | None = None
     answer: Answer | None = None
@@ -45,6 +45,12 @@ class Exchange:
     def running(self) -> bool:
         """Whether its answer is still to come or growing."""
         return not self.ended and not (self.answer is not None and self.answer.done)
+
+    @property
+    def picture(self) -> str:
+        """The digest of the picture that its places are on, or will be."""
+        at = len(self.pictures) - 1 if self.answer is None else self.answer.shown
+        return self.pictures[at] if 0 <= at < len(self.pictures) else ""
 
     def settled(self, why: str = "stopped") -> Exchange:
         """The same, no longer waiting for words."""
@@ -177,7 +183,8 @@ def _answered(exchange: Exchange, turn: int) -> str:
     elif not body.strip():
         body = f'<span class="mm-quiet">{"No answer" if exchange.ended else "The model said nothing."}</span>'
     return (
-        f'<div class="mm-said mm-model" data-turn="{turn}" data-state="{state}"><div class="mm-body">{body}</div>'
+        f'<div class="mm-said mm-model" data-turn="{turn}" data-state="{state}" data-picture="{exchange.picture}">'
+        f'<div class="mm-body">{body}</div>'
         f'<div class="mm-foot">{_foot(exchange)}</div></div>'
     )
 
