@@ -232,7 +232,8 @@ class Desk:
     def _prepare(self, ask: Ask) -> Prepared:
         """fit, see, render."""
         family = self.engine.family
-        frame = family.frame(self.engine.config)
+        pictures = sum(not isinstance(image, Clip) for image in ask.images)
+        frame = family.frame(self.engine.config).among(pictures)
         fits = [self._footage(image) if isinstance(image, Clip) else frame.fit(image) for image in ask.images]
         placements = tuple(placement for _, placement in fits)
         hints = list(getattr(self.engine, "notes", ()))

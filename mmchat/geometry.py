@@ -445,6 +445,10 @@ class Frame:
     area: tuple[int, int] = (56 * 56, 28 * 28 * 1280)
     tiles: tuple[int, int] = (1, 12)
 
+    def among(self, pictures: int) -> Frame:
+        """The frame in a talk of so many pictures: this one, but for models that look less closely at several."""
+        return self
+
     def fit(self, image: Image.Image) -> tuple[np.ndarray, Placement]:
         """An upright RGB picture as float32 [3, height, width] (`side` each; native and tiles give others), RGB,
         (value / 255 - mean) / std, and its Placement.

@@ -107,18 +107,24 @@ class Views(Frame):
     """A picture as a whole, squashed, and beneath it in tiles, centred on black on the best of the `offered` sizes.
 
     Its numbers are those of the plain square, padded around the picture. `cells`: patches along a tile's side; `digits`
-    as in `tiles.margins`.
+    as in `tiles.margins`; `alone`: a picture among others is the plain square and nothing more.
     """
 
     offered: tuple[tuple[int, int], ...] = ()
     cells: int = 24
     digits: int | None = None
+    alone: bool = False
 
     @staticmethod
-    def of(plain: Frame, offered: Sequence[tuple[int, int]], cells: int, digits: int | None = None) -> Views:
-        """The frame whose square is `plain`, with tiles of its side."""
+    def of(plain: Frame, offered: Sequence[tuple[int, int]], cells: int, **more: Any) -> Views:
+        """The frame whose square is `plain`, with tiles of its side. more: `digits`, `alone`."""
         own = {field.name: getattr(plain, field.name) for field in fields(Frame)}
-        return Views(**own, offered=tuple(offered), cells=cells, digits=digits)
+        return Views(**own, offered=tuple(offered), cells=cells, **more)
+
+    def among(self, pictures: int) -> Frame:
+        if pictures < 2 or not self.alone:
+            return self
+        return Frame(**{field.name: getattr(self, field.name) for field in fields(Frame)})
 
     def fit(self, image: Image.Image) -> tuple[np.ndarray, Placement]:
         """float32 [3, side + height + 1, width + 1] and the placement in the padded square.

@@ -60,7 +60,12 @@ class Anyres(Model):
         """
         side = self.vision.side
         if isinstance(pixels, torch.Tensor) and pixels.shape[-2:] == (side, side):
-            return super().encode(pixels)
+            encoded = super().encode(pixels)
+            if not self.offered or self.image_newline is None:
+                return encoded
+            # A picture of one view, of a model that sees several: it ends with a newline, too.
+            ended = [torch.cat((one, self.image_newline[None])) for one in encoded.vectors]
+            return Encoded(ended, encoded.levels, [None] * len(ended))
         vectors, features, bridged, laid = zip(*map(self.viewed, pixels), strict=True)
         return Encoded(vectors, {"vision": features, "bridge": bridged}, laid)
 
@@ -101,8 +106,10 @@ class Anyres(Model):
         """The mean of what the whole picture's vectors and those of its tiles say of a place."""
         if not seen.kept:
             return super().spread(values, seen, picture)
-        laid: Laid = seen.kept[picture]
+        laid: Laid | None = seen.kept[picture]
         count = self.vision.grid[0] ** 2
+        if laid is None:
+            return values[:count].float().unflatten(0, self.vision.grid)
         whole, rest = self._whole(values[:count, None].float(), laid.cells), values[count:].float()
         if 0 in laid.cells or not len(rest):
             return self._square(whole)[0]
