@@ -75,7 +75,8 @@ class Template:
     {text} goes in front of it, picture by picture, the rest behind. {clue} and {candidates} put in their slots.
     `assistant` None: a form for one question only, that cannot hold an answer.
     `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in
-    front of it). `words`: kinds of slots that stand for a word inside a sentence: never after those.
+    front of it); None: as the tokenizer does behind a mark. `words`: kinds of slots that stand for a word inside a
+    sentence: never after those.
     `cuts`: texts at which a prompt is cut besides, wherever they stand: they and what is between them are tokenized
     each for itself. `typed`: whether the user's words stand in slots of their own, where `</s>` or `<r3>` is
     tokenized as letters: for models whose marks are tokens and may be written by pattern, mention and the model's
@@ -94,7 +95,7 @@ class Template:
     opening: str | None = None
     stop: tuple[str, ...] = ()
     tasks: tuple[Task, ...] = (Task("free", "Ask freely"),)
-    dummy_space: bool = True
+    dummy_space: bool | None = True
     cuts: tuple[str, ...] = ()
     typed: bool = False
     late_start: bool = False

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import dwarfs
+import numpy as np
 import published
 import pytest
+import test_tokenizers
 import torch
 
 from mmchat.desk import home
 from mmchat.dialect import Scene
 from mmchat.engines.local import LocalEngine
 from mmchat.families.groma import FAMILY, MARKS, survivors
-from mmchat.geometry import Box
+from mmchat.geometry import Box, Region
 from mmchat.nets import weights
 from mmchat.nets.dinov2 import Dinov2Tower
 from mmchat.nets.roi import RegionEncoder
-from mmchat.prompt import Slot
+from mmchat.prompt import Slot, Turn
 
 TOWER = "perceiver.vis_encoder."
 NAMES = (
@@ -55,6 +59,35 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     return dwarfs.build(FAMILY)
+
+
+RECORDED = json.loads((Path(__file__).resolve().parent / "tokenizers" / "groma.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("entry", RECORDED, ids=lambda entry: f"{entry['talk'][0]}-{entry['legacy']}")
+def test_whole_prompts_have_the_ids_of_the_tokenizer_of_the_time(entry, tmp_path):
+    """Recorded with transformers 4.32.0, in the file's two ways; -1 is a picture, all regions, or one."""
+    sizes = {"llm_cfg": {**FAMILY.dwarf["llm_cfg"], "vocab_size": 640}}
+    folder = dwarfs.write(replace(FAMILY, dwarf={**FAMILY.dwarf, **sizes}), tmp_path / "dwarf")
+    (folder / "tokenizer.json").unlink()
+    test_tokenizers.write(folder, entry["legacy"], list(MARKS))
+    engine = LocalEngine.open(folder, FAMILY, "fp32", "cpu")
+    boxes = (Region("box", Box(0.1, 0.1, 0.4, 0.4)), Region("box", Box(0.5, 0.5, 0.9, 0.8)))
+    roles = ("user", "assistant", "user")
+    turns = [Turn(role, text) for role, text in zip(roles, entry["talk"], strict=False)]
+    turns[0] = replace(turns[0], images=(0,), regions=boxes)
+    side = FAMILY.frame(FAMILY.dwarf).side
+    sight = engine.see((np.zeros((3, side, side), np.float32),), boxes)
+
+    def mention(number, region):
+        return FAMILY.mention(number, region, FAMILY.dialect, Scene())
+
+    _, parts = engine._laid_out(FAMILY.template.render(turns, mention), sight.content)
+    ids = {mark: 640 + number for number, mark in enumerate(MARKS)}
+    own = {ids["<r0>"], ids["<r1>"]} if "@1" in entry["talk"][0] else set()  # the original gives them names later
+    ours = [-1 if not isinstance(part, int) else ids["<refer_box>"] if part in own else part for part in parts]
+    theirs = [-1 if one in (ids["<image>"], ids["<region>"], ids["<refer_feat>"]) else one for one in entry["ids"]]
+    assert ours == theirs and theirs.count(-1) == (4 if own else 2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])

@@ -292,6 +292,8 @@ class LocalEngine:
         """The prompt as ids and filled slots; where it goes on from a known talk, with the ids that it was made of."""
         prompt, _ = opened(prompt)
         dummy = self.family.template.dummy_space
+        if dummy is None:
+            dummy = not self.tokens.blank
         ids: list[int | Slot] = []
         start, rest = 0, ""
         best = max(self._talks, key=lambda talk: agreement(talk, prompt), default=None)

@@ -7,14 +7,15 @@ shuffles everything and may drop a region that another overlaps. Vectors are rea
 
 The published vocabulary is two tables, Vicuna's and one of the marks: loading makes one of them.
 
-Not verified: token ids of whole prompts, of which none are recorded. The tokenizer that the original asks for begins
-anew behind every mark, as here; its version of the time also dropped blanks beside marks, which is not done here.
+The tokenizer class of the time drops the blanks beside added tokens, and the picture and each region are such tokens
+in the original's prompt: `Bare` does that here, so that whole prompts have the ids of transformers 4.32.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from mmchat.nets.proposer import Proposed, Proposer
 from mmchat.nets.regions import nms
 from mmchat.nets.roi import RegionEncoder
 from mmchat.nets.weights import Fold
-from mmchat.prompt import Piece, Slot, Task
+from mmchat.prompt import Piece, Slot, Task, Template, joined
 from mmchat.templates import TEMPLATES
 
 MOST = 100  # regions that have a mark
@@ -55,6 +56,25 @@ TASKS = (
     Task("region", "Name my region", "Please briefly describe {text}.", needs="region"),
     Task("detail", "Describe my region", "Please describe {text} in details.", needs="region"),
 )
+
+
+BESIDE = re.compile(rf"\s*({'|'.join(map(re.escape, MARKS))})\s*")
+
+
+@dataclass(frozen=True)
+class Bare(Template):
+    """The talk without blanks beside marks, pictures and regions."""
+
+    def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
+        pieces = super().lay_out(messages)
+        out: list[Piece] = []
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                piece = BESIDE.sub(r"\1", piece)
+                piece = piece.lstrip() if number else piece
+                piece = piece.rstrip() if number + 1 < len(pieces) else piece
+            out.append(piece)
+        return joined(out)
 
 
 class Merged(nn.Sequential):
@@ -180,11 +200,13 @@ def one_table(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+_BASE = replace(TEMPLATES["groma"], tasks=TASKS, dummy_space=None)
+
 FAMILY = Family(
     name="groma",
     title="Groma",
     about="Proposes regions first, then talks about them by number: finds, describes and answers about what you draw.",
-    template=replace(TEMPLATES["groma"], tasks=TASKS),
+    template=Bare(**{field.name: getattr(_BASE, field.name) for field in fields(Template)}),
     dialect=DIALECTS["groma"],
     frame=frame,
     build=Groma,
