@@ -1,4 +1,5 @@
-"""The command line: python -m mmchat ask, read, write, models, fetch, save, index, golden, evaluate, doctor, export.
+"""The command line: python -m mmchat ask, detect, read, write, models, fetch, save, index, golden, evaluate, doctor,
+export.
 
 JSON goes to standard output alone, everything else to standard error. Exit status: 0; 2 with one sentence (cause and
 remedy) for what a user can mend; 1 from `golden` where a case fails. torch, gradio and drawing libraries take seconds
@@ -91,6 +92,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--save", metavar="OUT.png", type=Path, help="the picture with the answer's places painted in")
     one.add_argument("--heat", metavar="KIND", help="a heat map; about the first region where one is given")
     one.add_argument("--heat-save", metavar="OUT.png", type=Path)
+
+    one = command("detect", commands.detect, "find what phrases name, with a detector: a model that does not chat")
+    one.add_argument("image", metavar="IMAGE")
+    one.add_argument("phrase", metavar="PHRASE", nargs="+")
+    one.add_argument("--model", metavar="NAME", help="a detector of the `models` command; the first one otherwise")
+    one.add_argument("--threshold", metavar="T", type=share, help="least score of what is found, 0 to 1")
+    one.add_argument("--segment", metavar="NAME", help="cut out what is found with this one: masks instead of boxes")
+    one.add_argument("--device", metavar="cpu|cuda")
+    one.add_argument("--json", action="store_true", help="as `ask` prints it; `export` takes it, too")
+    one.add_argument("--save", metavar="OUT.png", type=Path, help="the picture with the places painted in")
 
     one = command("read", commands.read, "a model's text from standard input as words with places, in JSON")
     one.add_argument("dialect", metavar="DIALECT", nargs="?")
@@ -193,6 +204,16 @@ def size_of(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and len(text) < 20):
         raise argparse.ArgumentTypeError(f"{text!r} is no size, write width and height as 640x480")
     return int(width), int(height)
+
+
+def share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return number
 
 
 def whole(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,7 +16,9 @@ from mmchat.geometry import open_image, outline, region_in
 
 if TYPE_CHECKING:
     from mmchat.desk import Answer, Ask, Desk
+    from mmchat.detectors import Found
     from mmchat.family import Engine
+    from mmchat.geometry import Place
 
 REPLAY = "replay"  # a name that --model takes beside those of models.toml: recorded answers, no model runs
 
@@ -87,6 +89,62 @@ def tell(answer: Answer, size: tuple[int, int], out: TextIO, seconds: float | No
             print(value, file=sys.stderr)
 
 
+def detect(options: argparse.Namespace, out: TextIO) -> int:
+    from mmchat import detectors
+    from mmchat.export import answer_json
+
+    if options.save is not None:
+        check_target(options.save)
+    image = open_image(options.image)
+    entry = detectors.named(options.model, "boxes")
+    cutter = None if options.segment is None else detectors.named(options.segment, "masks")
+    for one in (entry, cutter):
+        if one is not None and (lacks := detectors.missing(one)):
+            raise ValueError(lacks)
+    detector = detectors.opened(entry.folder, entry.family, options.device)
+    found = detector(image, options.phrase, options.threshold)
+    places: list[Place] = [one.box for one in found]
+    if cutter is not None:
+        from mmchat.detectors.sam import Prompt
+
+        del detector  # two need not be in memory at once
+        cut = detectors.opened(cutter.folder, cutter.family, options.device)
+        masks = [one.mask for one in cut(image, [Prompt(box=one.box) for one in found])]
+        places = [mask if mask.box.area > 0 else one.box for mask, one in zip(masks, found, strict=True)]
+    answer = listing(options.phrase, found, places)
+    if options.json:
+        give(answer_json(answer, image.size, entry.name, "fp32"), out)
+    else:
+        print(answer.text, file=out)
+        for one, place in zip(found, places, strict=True):
+            box = ",".join(f"{number:.0f}" for number in outline(place).pixels(image.size))
+            print(f"  {one.phrase}: {box}  {one.score:.2f}", file=out)
+        for _, hint in answer.notes:
+            print(hint, file=sys.stderr)
+    if options.save is not None:
+        from mmchat import paint  # drawing libraries take two seconds
+
+        save_png(paint.answer(image, answer), options.save)
+    return 0
+
+
+def listing(phrases: Sequence[str], found: Sequence[Found], places: Sequence[Place]) -> Answer:
+    """What was found as an answer: its text lists the phrases, each with the places of what it found."""
+    from mmchat.desk import Answer
+    from mmchat.dialect import Span
+
+    spans, scores, start = [], [], 0
+    for number, phrase in enumerate(phrases):
+        mine = [index for index, one in enumerate(found) if one.number == number]
+        if mine:
+            around = (start, start + len(phrase))
+            spans.append(Span(*around, tuple(places[index] for index in mine), ((0, 0),) * len(mine)))
+            scores.append(tuple(found[index].score for index in mine))
+        start += len(phrase) + 2
+    hints = () if found else (("hint", "Nothing was found: lower --threshold, or say it in other words."),)
+    return Answer(", ".join(phrases), "", tuple(spans), tuple(scores), done=True, notes=hints)
+
+
 def read(options: argparse.Namespace, out: TextIO) -> int:
     if options.list and options.markdown:
         from mmchat import versus  # supervision takes seconds
@@ -127,12 +185,13 @@ def models(options: argparse.Namespace, out: TextIO) -> int:
 
         print(catalogue.markdown(), file=out)
         return 0
-    from mmchat.doctor import models as rows
+    from mmchat import doctor as house
 
+    rows = [*house.models(), *house.finders()]
     if options.json:
-        give(rows(), out)
+        give(rows, out)
         return 0
-    for row in rows():
+    for row in rows:
         print(f"{row['name']:14} {row['family']:14} {row['missing'] or 'ready'}", file=out)
         print(f"{'':29} {row['title']}; {row['folder']}", file=out)
     return 0
@@ -159,12 +218,13 @@ def checked(name: str, recorded: list[str] | None, out: TextIO) -> int:
 def fetch(options: argparse.Namespace, out: TextIO) -> int:
     import os
 
-    from mmchat import models
+    from mmchat import detectors, models
     from mmchat.fetch import fetch as fetched
 
-    entry = models.find(options.name)
+    entry = next((one for one in models.detectors() if one.name == options.name), None) or models.find(options.name)
+    lacking = detectors.missing if entry.detector else models.missing
     folders = fetched(entry, lambda line: print(line, file=sys.stderr), os.environ.get("HF_ENDPOINT"))
-    if lacks := models.missing(entry):
+    if lacks := lacking(entry):
         raise ValueError(lacks)
     for folder in folders:
         print(folder, file=out)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from mmchat import family
+from mmchat import detectors, family
 from mmchat.models import Entry, listed, missing
+from mmchat.models import detectors as listed_detectors
 from mmchat.nets import plan, quantise, weights
 from mmchat.nets.plan import free_memory
 
@@ -200,23 +201,28 @@ def models() -> list[dict[str, Any]]:
     return [_row(entry) for entry in listed()]
 
 
+def finders() -> list[dict[str, Any]]:
+    """Such rows of the detectors: they stand in no list of models to chat with."""
+    return [_row(entry) for entry in listed_detectors()]
+
+
 def _row(entry: Entry) -> dict[str, Any]:
     row = {
         "name": entry.name, "title": entry.title or entry.name, "family": entry.family, "about": "", "licence": "",
         "folder": str(entry.folder), "precision": entry.precision,
     }  # fmt: skip
     try:
-        known = family.load(entry.family)
+        known = detectors.record(entry.family) if entry.detector else family.load(entry.family)
     except ValueError as error:
         return {**row, "missing": str(error)}
     row["about"], row["licence"] = known.about, known.licence
-    return {**row, "missing": missing(entry)}
+    return {**row, "missing": detectors.missing(entry) if entry.detector else missing(entry)}
 
 
 def found_weights() -> list[Finding]:
-    """Every model: whether its weights are here and whole."""
+    """Every model and detector: whether its weights are here and whole."""
     out = []
-    for row in models():
+    for row in [*models(), *finders()]:
         lacks = row["missing"]
         if lacks:
             remedy = f"Put a checkpoint of {row['title']} into {row['folder']}, or name its folder in models.toml."

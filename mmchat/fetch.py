@@ -38,9 +38,9 @@ def fetch(entry: Entry, tell: Tell = print, endpoint: str | None = None) -> list
         raise ValueError(
             f'models.toml says of {entry.name} no hub = "owner/name": add it, or put the files into {entry.folder}.'
         )
-    known = family.load(entry.family)
+    parts = () if entry.detector else (TOWER, ADAPTED, *family.load(entry.family).parts)
     done = [_repository(entry.hub, entry.revision, entry.folder, tell, endpoint)]
-    for hub, folder in _named_parts(entry.folder, (TOWER, ADAPTED, *known.parts)):
+    for hub, folder in _named_parts(entry.folder, parts):
         done.append(_repository(hub, "main", folder, tell, endpoint))
     manifest = json.loads((entry.folder / MANIFEST).read_text("utf-8"))
     manifest["parts"] = [os.path.relpath(folder, entry.folder) for folder in done[1:]]

@@ -8,6 +8,11 @@ precision = "auto"                # auto, fp32, bf16, int8 or nf4
 hub = "owner/name"                # where `python -m mmchat fetch NAME` gets it; may be left out
 revision = "main"                 # of the hub's repository: a branch, a tag or a commit
 config = {picture_preparation = "native"}  # entries of its config.json to read otherwise; may be left out
+
+[[detector]]                      # entries of the same form for what finds or cuts out things and does not chat
+name = "owlv2"
+family = "owlv2"                  # the model_type of its config.json: see mmchat/detectors
+folder = "weights/owlv2-base-patch16-ensemble"
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,21 +43,31 @@ class Entry:
     hub: str = ""
     revision: str = "main"
     config: Mapping[str, Any] = field(default_factory=dict)
+    detector: bool = False
 
 
 def listed(file: Path | None = None) -> tuple[Entry, ...]:
     """The checkpoints of a models.toml: this one, the one that MMCHAT_MODELS names, or the one in the root."""
     file = Path(file or os.environ.get("MMCHAT_MODELS") or FILE)
+    entries = _read(file, "model")
+    if not entries:
+        raise ValueError(f"{file} names no model: add one.")
+    return entries
+
+
+def detectors(file: Path | None = None) -> tuple[Entry, ...]:
+    """The detectors of the same file; there may be none."""
+    return _read(Path(file or os.environ.get("MMCHAT_MODELS") or FILE), "detector")
+
+
+def _read(file: Path, table: str) -> tuple[Entry, ...]:
     try:
-        found = tomllib.loads(file.read_text("utf-8")).get("model", [])
-        entries = tuple(_entry(row, file.parent) for row in found)
+        found = tomllib.loads(file.read_text("utf-8")).get(table, [])
+        return tuple(_entry(row, file.parent, table == "detector") for row in found)
     except FileNotFoundError:
         raise ValueError(f"There is no {file}: name the checkpoints there.") from None
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a list of models ({error}): see mmchat/models.py for its form.") from None
-    if not entries:
-        raise ValueError(f"{file} names no model: add one.")
-    return entries
 
 
 def find(name: str | None = None, file: Path | None = None) -> Entry:
@@ -63,12 +78,15 @@ def find(name: str | None = None, file: Path | None = None) -> Entry:
     for entry in entries:
         if entry.name == name:
             return entry
+    if any(entry.name == name for entry in detectors(file)):
+        raise ValueError(f"{name} is a detector and does not chat: use it with `python -m mmchat detect`.")
     raise ValueError(f"There is no model {name!r}: choose one of {', '.join(entry.name for entry in entries)}.")
 
 
-def missing(entry: Entry) -> str:
+def missing(entry: Entry, tokenizers: Sequence[str] = TOKENIZERS) -> str:
     """What keeps a checkpoint from being opened, one sentence; empty where its files are there and whole.
 
+    tokenizers: files of which one must be there, too; none where a model reads no words.
     Looks at names and headers only: whether the parameters fit the family shows when they are loaded.
     """
     from mmchat.nets import weights  # torch is kept off the path of those who only read names
@@ -84,8 +102,8 @@ def missing(entry: Entry) -> str:
         return str(error)
     parts = [str(named).rstrip("/").rpartition("/")[2] for named in config.values() if isinstance(named, str)]
     folders = [entry.folder, *(base / part for part in parts if part for base in (entry.folder, entry.folder.parent))]
-    if not any((folder / name).is_file() for folder in folders for name in TOKENIZERS):
-        return f"There is no tokenizer.json or tokenizer.model in {entry.folder}: complete the download."
+    if tokenizers and not any((folder / name).is_file() for folder in folders for name in tokenizers):
+        return f"There is no {' or '.join(tokenizers[:2])} in {entry.folder}: complete the download."
     return ""
 
 
@@ -110,7 +128,7 @@ def lacking(folder: Path) -> list[str]:
     return gone
 
 
-def _entry(row: dict[str, Any], base: Path) -> Entry:
+def _entry(row: dict[str, Any], base: Path, detector: bool) -> Entry:
     folder = Path(row["folder"]).expanduser()
     folder = folder if folder.is_absolute() else base / folder
     more = {key: row[key] for key in ("precision", "title", "hub", "revision", "config") if key in row}
@@ -118,4 +136,4 @@ def _entry(row: dict[str, Any], base: Path) -> Entry:
         raise TypeError(f"{', '.join(bad)} must be text")
     if not isinstance(row.get("config", {}), dict):
         raise TypeError("config must be a table")
-    return Entry(row["name"], row["family"], folder, **more)
+    return Entry(row["name"], row["family"], folder, **more, detector=detector)

@@ -88,7 +88,11 @@ def owl() -> torch.nn.Module:
     marks = {"bos_token_id": vocabulary["<|startoftext|>"], "eos_token_id": vocabulary["<|endoftext|>"]}
     text = {**size, **marks, "vocab_size": len(vocabulary), "max_position_embeddings": 16}
     config = Owlv2Config(text_config=text, vision_config={**size, "image_size": 64, "patch_size": 8}, projection_dim=32)
-    return shaken(Owlv2ForObjectDetection(config))
+    model = shaken(Owlv2ForObjectDetection(config))
+    with torch.no_grad():  # boxes near their patches, scores that are neither 0 nor 1
+        for layer in (model.box_head.dense2, model.class_head.logit_shift, model.class_head.logit_scale):
+            layer.weight.mul_(0.05)
+    return model
 
 
 def sam() -> torch.nn.Module:
@@ -629,3 +633,110 @@ def test_a_published_config_builds_the_network_of_its_size(kind: str) -> None:
     with weights.without_memory():
         model = detectors.record(kind).build({**config, "model_type": kind})
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=1)
+
+
+# The command
+
+
+@pytest.fixture
+def known(stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A models.toml with the dwarfs under their kinds' names, and "lost" without a folder."""
+    rows = f'[[model]]\nname = "chat"\nfamily = "llava"\nfolder = "{tmp_path}/none"\n'
+    kinds = {"dino": "grounding-dino", "owl": "owlv2", "sam": "sam", "sam_two": "sam2"}
+    for name, kind in kinds.items():
+        rows += f'[[detector]]\nname = "{name}"\nfamily = "{kind}"\nfolder = "{stored(name)[1]}"\n'
+    rows += '[[detector]]\nname = "lost"\nfamily = "owlv2"\nfolder = "lost"\nhub = "ours/lost"\n'
+    (tmp_path / "models.toml").write_text(rows)
+    monkeypatch.setenv("MMCHAT_MODELS", str(tmp_path / "models.toml"))
+    noise((180, 60)).save(tmp_path / "picture.png")
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    from mmchat.cli import main
+
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def test_what_was_found_is_told_as_an_answer_of_ask(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = known / "picture.png"
+    status, out, err = run(capsys, "detect", picture, "dog?", "a cat", "--model", "owl", "--threshold", 0.1, "--json")
+    assert status == 0, err
+    told = json.loads(out)
+    assert (told["model"], told["precision"], told["text"]) == ("owl", "fp32", "dog?, a cat")
+    found = detectors.opened(detectors.named("owl", "boxes").folder, device="cpu")(picture, ["dog?", "a cat"], 0.1)
+    assert {span["phrase"] for span in told["spans"]} == {one.phrase for one in found} != set()
+    for span in told["spans"]:
+        assert told["text"][span["start"] : span["end"]] == span["phrase"]
+        mine = [one for one in found if one.phrase == span["phrase"]]
+        assert [place["score"] for place in span["places"]] == [one.score for one in mine]
+        for place, one in zip(span["places"], mine, strict=True):
+            assert place["kind"] == "box" and place["box"] == [round(value, 2) for value in one.box.pixels((180, 60))]
+
+
+def test_the_first_detector_of_the_list_is_taken_and_nothing_found_is_said(
+    known: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, "detect", known / "picture.png", "a cat", "--threshold", 1)
+    assert (status, out.strip()) == (0, "a cat") and "lower --threshold" in err
+    out = run(capsys, "detect", known / "picture.png", "a cat", "--threshold", 1, "--json")[1]
+    assert json.loads(out)["model"] == "dino" and json.loads(out)["spans"] == []
+
+
+@pytest.mark.parametrize("cutter", ["sam", "sam_two"])
+def test_masks_take_the_place_of_boxes_and_go_to_other_formats(
+    known: Path, capsys: pytest.CaptureFixture[str], cutter: str
+) -> None:
+    asked = ("detect", known / "picture.png", "a cat", "dog?", "--threshold", 0.3, "--segment", cutter)
+    status, out, err = run(capsys, *asked, "--json", "--save", known / "painted.png")
+    assert status == 0, err
+    places = [place for span in json.loads(out)["spans"] for place in span["places"]]
+    assert places and {place["kind"] for place in places} >= {"mask"}
+    assert Image.open(known / "painted.png").size == (180, 60)
+    (known / "answer.json").write_text(out)
+    status, out, err = run(capsys, "export", "coco", known / "picture.png", known / "answer.json")
+    assert status == 0, err
+    assert len(json.loads(out)["annotations"]) == len(places)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("a cat", "--model", "sam"), "no detector sam that finds boxes: choose one of dino, owl, lost"),
+        (("a cat", "--segment", "owl"), "no detector owl that finds masks: choose one of sam, sam_two"),
+        (("a cat", "--model", "lost"), "python -m mmchat fetch lost"),
+        (("a cat", "--threshold", "2"), "no number from 0 to 1"),
+        (("a cat", "--device", "abacus"), "no device 'abacus'"),
+        ((" ",), "Phrase 1 is empty"),
+        ((), "required: PHRASE"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_sentence(
+    known: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
+    status, out, err = run(capsys, "detect", known / "picture.png", *arguments)
+    assert (status, out) == (2, "") and sentence in err and err.count("\n") == 1
+
+
+def test_detectors_are_listed_apart_and_are_no_models_to_chat_with(
+    known: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmchat import doctor, models
+
+    rows = json.loads(run(capsys, "models", "--json")[1])
+    assert [row["name"] for row in rows] == ["chat", "dino", "owl", "sam", "sam_two", "lost"]
+    assert [bool(row["missing"]) for row in rows] == [True, False, False, False, False, True]
+    assert [row["name"] for row in doctor.models()] == ["chat"]  # what the page offers
+    with pytest.raises(ValueError, match="owl is a detector and does not chat"):
+        models.find("owl")
+
+
+def test_the_detectors_of_models_toml_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmchat import models
+
+    monkeypatch.delenv("MMCHAT_MODELS", raising=False)
+    listed = models.detectors()
+    assert {entry.family for entry in listed} <= set(detectors.KINDS) and all(entry.hub for entry in listed)
+    assert not {entry.name for entry in listed} & {entry.name for entry in models.listed()}
+    assert detectors.named(None, "boxes").name == "grounding-dino" and detectors.named(None, "masks").name == "sam"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from mmchat import models
 from mmchat.geometry import Box, Mask, open_image
 from mmchat.nets import plan, weights
 from mmchat.nets.regions import nms
@@ -143,6 +144,25 @@ def record(kind: str) -> Record:
     return importlib.import_module(f"mmchat.detectors.{KINDS[kind]}").RECORDS[kind]
 
 
+def missing(entry: models.Entry) -> str:
+    """What keeps a detector from being opened, as `models.missing` says it of a model."""
+    own = record(entry.family).words
+    return models.missing(entry, ("tokenizer.json", *own) if own else ())
+
+
+def named(name: str | None, finds: Literal["boxes", "masks"]) -> models.Entry:
+    """The detector of that name in models.toml, the first that finds such things without one.
+
+    ValueError with the names that would do otherwise.
+    """
+    fitting = [entry for entry in models.detectors() if record(entry.family).finds == finds]
+    for entry in fitting:
+        if name in (None, entry.name):
+            return entry
+    remedy = f"choose one of {', '.join(entry.name for entry in fitting)}" if fitting else "add one to models.toml"
+    raise ValueError(f"There is no detector {name + ' ' if name else ''}that finds {finds}: {remedy}.")
+
+
 def opened(folder: Path | str, kind: str = "", device: str | None = None) -> Detector | Segmenter:
     """A detector from the folder of a published checkpoint, in float32, on the GPU where there is one.
 
@@ -160,13 +180,22 @@ def opened(folder: Path | str, kind: str = "", device: str | None = None) -> Det
     if kind and KINDS[kind] != KINDS[found]:
         raise ValueError(f"{folder} holds {record(found).title}, not {record(kind).title}: correct models.toml.")
     known = record(found)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch_device(device)
     try:
         with weights.without_memory():
             model = known.build(config)
     except Exception as error:  # noqa: BLE001 -- numbers that go together in no network can fail in any way there is
         said = " ".join(str(error).split())[:160]
         raise ValueError(f"{folder}/config.json describes no {known.title} ({said}): download it again.") from None
-    plan.require(model, known.title, "fp32", device)
-    weights.load(model, folder, known.keys, known.drop, precision="fp32", device=device)
+    plan.require(model, known.title, "fp32", place)
+    weights.load(model, folder, known.keys, known.drop, precision="fp32", device=place)
     return known.ready(model, folder, config)
+
+
+def torch_device(named: str | None) -> str:
+    """The device of that name, the GPU where there is one without a name; ValueError for one that is not here."""
+    gpus = torch.cuda.device_count()
+    here = {"cpu", *(f"cuda:{number}" for number in range(gpus)), *(["cuda"] if gpus else [])}
+    if named is not None and named not in here:
+        raise ValueError(f"There is no device {named!r} here: choose one of {', '.join(sorted(here))}.")
+    return named or ("cuda" if gpus else "cpu")
