@@ -74,7 +74,8 @@ class Item:
 def read_config(folder: Path, parts: Sequence[Part] = ()) -> dict[str, Any]:
     """config.json of a checkpoint, with those of the parts that lie beside it under the entries they are known by.
 
-    An adapter without a config.json has its base's.
+    What generation_config.json says of choosing tokens stands under that file's name. An adapter without a config.json
+    has its base's.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -91,6 +92,8 @@ def read_config(folder: Path, parts: Sequence[Part] = ()) -> dict[str, Any]:
         beside = find(folder, config, part)
         if part.config and part.config not in config and beside is not None and (beside / "config.json").is_file():
             config[part.config] = read_json(beside / "config.json")
+    if (folder / "generation_config.json").is_file():
+        config["generation_config"] = read_json(folder / "generation_config.json")
     return config
 
 

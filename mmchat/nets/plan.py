@@ -115,11 +115,13 @@ def talk_bytes(model: nn.Module, tokens: int, dtype: torch.dtype) -> int:
     config = getattr(getattr(model, "language", None), "config", None)
     if config is None:
         return 0
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * config.num_hidden_layers * shared * width * dtype.itemsize * tokens
+    # Of an encoder-decoder those of what is read and of what is written, which may be as long.
+    halves = 2 if getattr(config, "is_encoder_decoder", False) else 1
+    return 2 * halves * config.num_hidden_layers * shared * width * dtype.itemsize * tokens
 
 
 def _reading(model: nn.Module, tokens: int, dtype: torch.dtype) -> int:
