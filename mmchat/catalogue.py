@@ -23,6 +23,7 @@ WAYS = {
     "pad_end": "padded to a square at the end",
     "crop": "middle crop",
     "native": "its own size",
+    "tiles": "squashed onto a grid of tiles, and the whole as one more",
 }
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 INTRODUCTION = """# Families

@@ -20,7 +20,7 @@ from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.nets.model import Model, PartLike
-from mmchat.nets.native import Speaker
+from mmchat.nets.native import Speaker, Tower
 from mmchat.prompt import Piece, Task, Template
 
 HALF = (0.5, 0.5, 0.5)
@@ -33,18 +33,6 @@ TASKS = (
     Task("segment", "Outline what I name", "segment {text}"),
     Task("raw", "Write the task myself"),
 )
-
-
-class Tower(nn.Module):
-    """The library's tower, as one level."""
-
-    def __init__(self, tower: nn.Module) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
-        """pictures [N, 3, side, side] -> [N, patches, width]."""
-        return (self.tower(pictures).last_hidden_state,)
 
 
 class Bridge(nn.Module):

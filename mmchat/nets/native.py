@@ -37,6 +37,10 @@ class Speaker(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def set_attn_implementation(self, name: str) -> None:
+        """The decoder's way to attend: "eager" gives its weights."""
+        self.model.set_attn_implementation(name)
+
     def forward(self, logits_to_keep: int = 0, **given: Any) -> CausalLMOutputWithPast:
         """Takes what the decoder takes; logits [B, T, V] of the last `logits_to_keep` positions (0: of all)."""
         out = self.model(**given)
@@ -44,6 +48,23 @@ class Speaker(nn.Module):
         if self.cap is not None:
             logits = torch.tanh(logits / self.cap) * self.cap
         return CausalLMOutputWithPast(logits=logits, hidden_states=out.hidden_states, attentions=out.attentions)
+
+
+def tied(config: Mapping[str, Any]) -> bool:
+    """Whether the head is the table of words: as a config.json says, else as its part of the words does (before 5)."""
+    return bool(config.get("tie_word_embeddings", config["text_config"].get("tie_word_embeddings", False)))
+
+
+class Tower(nn.Module):
+    """The library's tower, as one level; `skip` vectors in front are of no patch."""
+
+    def __init__(self, tower: nn.Module, skip: int = 0) -> None:
+        super().__init__()
+        self.tower, self.skip = tower, skip
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
+        """pictures [N, 3, side, side] -> [N, patches, width]."""
+        return (self.tower(pictures).last_hidden_state[:, self.skip :],)
 
 
 class NativeSize(Model):
