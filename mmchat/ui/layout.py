@@ -11,7 +11,7 @@ import gradio as gr
 
 from mmchat.desk import Desk
 from mmchat.geometry import KINDS
-from mmchat.ui import files, panels
+from mmchat.ui import files, panels, reel
 from mmchat.ui.canvas import ASSETS, Abilities, abilities_holder, picture_canvas, thumbnails
 from mmchat.ui.words import Talk, talk_html
 
@@ -29,6 +29,9 @@ class Widgets:
     abilities: gr.HTML
     picture_notice: gr.HTML
     canvas: gr.HTML
+    clips: gr.Column
+    reel: gr.HTML
+    clip: gr.UploadButton
     chat: gr.HTML
     notice: gr.HTML
     task: gr.Radio
@@ -71,6 +74,7 @@ def lay_out(desk: Desk, opened: str, rows: Sequence[Mapping[str, Any]], examples
             found["canvas"] = picture_canvas(
                 elem_id="mm-canvas", label="Picture", examples=thumbnails(examples), able=able.model_dump()
             )
+            found |= _clip_widgets(desk)
             found["abilities"] = abilities_holder(able, elem_id="mm-abilities", elem_classes="mm-none")
         with gr.Column(elem_id="mm-right"):
             found |= _talk_widgets(desk)
@@ -110,6 +114,14 @@ def _talk_widgets(desk: Desk) -> dict[str, Any]:
         "chat": chat, "notice": notice, "task": task, "question": question, "send": send, "stop": stop,
         "retry": retry, "back": back, "new": new,
     }  # fmt: skip
+
+
+def _clip_widgets(desk: Desk) -> dict[str, Any]:
+    # The player's own settings never change: Gradio would make it anew and forget what its value is.
+    with gr.Column(visible=takes_clips(desk), elem_id="mm-clips") as clips:
+        player = reel.player(elem_id="mm-reel")
+        clip = gr.UploadButton("Add a video or a sound", file_types=["video", "audio"], elem_id="mm-clip", **SMALL)
+    return {"clips": clips, "reel": player, "clip": clip}
 
 
 def _heat_widgets(desk: Desk) -> dict[str, Any]:
@@ -195,6 +207,11 @@ def hint(desk: Desk, name: str | None) -> str:
         "phrase": f"{task.label}: what, in your words",
         "region": f"{task.label}: draw a region, then press Send",
     }[task.needs]
+
+
+def takes_clips(desk: Desk) -> bool:
+    """Whether the open model takes videos or sounds."""
+    return bool(desk.engine.family.takes & set(reel.KINDS))
 
 
 def heat_choice(desk: Desk) -> dict[str, Any]:

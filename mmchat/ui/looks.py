@@ -26,7 +26,7 @@ def launch_options() -> dict[str, Any]:
     )
     return {
         "theme": theme,
-        "css": (ASSETS / "page.css").read_text("utf-8"),
+        "css": "\n".join((ASSETS / name).read_text("utf-8") for name in ("page.css", "reel.css")),
         "footer_links": [],
         "share": False,
         "ssr_mode": False,

@@ -18,9 +18,9 @@ from typing import Any
 import gradio as gr
 
 from mmchat.desk import Desk, Limits
-from mmchat.ui import api, files, panels, steps, words
+from mmchat.ui import api, files, panels, reel, steps, words
 from mmchat.ui.canvas import ASSETS, MOST_PICTURES, Surface, examples_in, sheet_of, sheets_of, surface_of
-from mmchat.ui.layout import Widgets, abilities, chat_html, heat_choice, hint, lay_out, task_choice
+from mmchat.ui.layout import Widgets, abilities, chat_html, heat_choice, hint, lay_out, takes_clips, task_choice
 from mmchat.ui.looks import launch_options
 from mmchat.ui.words import Talk
 
@@ -110,6 +110,7 @@ def build(
         tries = Tries()
         running = _wire_talk(on, desk, tries, opened, rows)
         _wire_picture(on, desk, paths, tries, running)
+        _wire_clip(on, desk)
         _wire_heat_and_files(on, desk, opened)
         _wire_frames(on, desk)
         _wire_model(on, desk, opened, rows, open_model)
@@ -176,16 +177,32 @@ def _wire_picture(on: Widgets, desk: Desk, paths: list[Path], tries: Tries, runn
         except Exception as error:
             return {on.picture_notice: _card(error)}
         tries.end(talk)
-        return {**begun(surface), on.canvas: gr.skip()}
+        return {widget: value for widget, value in begun(surface).items() if widget is not on.canvas}
 
+    without = [widget for widget in _everything(on) if widget is not on.canvas]
+    on.canvas.removed(removed, [on.canvas, on.talk], without, cancels=running, **AT_ONCE)
     on.canvas.added(added, [on.canvas], [on.canvas, on.picture_notice], **AT_ONCE)
     for event, act, inputs in (
         (on.canvas.picture, came, [on.canvas, on.talk]),
-        (on.canvas.removed, removed, [on.canvas, on.talk]),
         (on.canvas.example, example, [on.talk]),
         (on.new.click, fresh, [on.canvas, on.talk]),
     ):
         event(act, inputs, _everything(on), cancels=running, **AT_ONCE)
+
+
+def _wire_clip(on: Widgets, desk: Desk) -> None:
+    """A video or a sound comes: the next question is also about it."""
+
+    def came(path: str) -> Update:
+        try:
+            brought = reel.reel_of(path)
+            if brought.kind not in desk.engine.family.takes:
+                raise ValueError(f"{desk.engine.family.title} takes no {brought.kind}s: choose another file.")
+            return {on.reel: brought, on.picture_notice: ""}
+        except Exception as error:
+            return {on.reel: gr.skip(), on.picture_notice: _card(error, "This clip cannot be used")}
+
+    on.clip.upload(came, [on.clip], [on.reel, on.picture_notice], **QUIET)
 
 
 def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Callable[[], Rows]) -> list[Any]:
@@ -194,9 +211,9 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
     def waiting(talk: Talk) -> Update:
         return {on.talk: talk, on.chat: chat_html(desk, talk), on.notice: "", **_buttons(on, running=True)}
 
-    def asked(surface: Surface | None, talk: Talk, text: str, task: str | None) -> Update:
+    def asked(surface: Surface | None, talk: Talk, text: str, task: str | None, clip: reel.Reel | None) -> Update:
         try:
-            talk = steps.begin(desk, surface, talk, text, task)
+            talk = steps.begin(desk, surface, talk, text, task, clip)
             wordless = task is not None and desk.engine.family.template.task(task).needs == ""
             after = gr.update(value=task_choice(desk)["value"]) if wordless else gr.skip()
             return {**waiting(talk), on.question: "", on.task: after}
@@ -210,7 +227,7 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
             return {on.notice: _card(error)}
 
     def spoken(
-        surface: Surface | None, talk: Talk, tokens: float, warmth: float, seed: float | None
+        surface: Surface | None, talk: Talk, clip: reel.Reel | None, tokens: float, warmth: float, seed: float | None
     ) -> Iterator[Update]:
         limits = Limits(new_tokens=int(tokens), temperature=float(warmth), seed=int(seed or 0))
         now = talk
@@ -218,7 +235,7 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
         if not talk or not talk[-1].running or not tries.begin(talk):
             return  # the question was refused: what runs is another one
         try:
-            with closing(steps.speak(desk, surface, talk, limits)) as growing:
+            with closing(steps.speak(desk, surface, talk, limits, clip)) as growing:
                 for now in growing:
                     if tries.ended(talk):
                         return
@@ -229,7 +246,8 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
 
     def settled(surface: Surface | None, talk: Talk, knows: str) -> Update:
         talk = () if tries.ended(talk) else steps.settled(talk)
-        news: Update = {on.head: panels.head_html(desk, opened.name)}  # a self check may have failed meanwhile
+        head = panels.head_html(desk, opened.name)  # a self check may have failed meanwhile
+        news: Update = {on.head: head, on.abilities: abilities(desk)}
         if knows != _open_now(desk, opened):  # somebody else has opened another model
             news = known(on, desk, opened, rows)
         return {
@@ -246,13 +264,17 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
     growing = [on.talk, on.chat, on.notice, on.question, on.task, on.send, on.stop]
     begun = [
         gr.on(
-            [on.send.click, on.question.submit], asked, [on.canvas, on.talk, on.question, on.task], growing, **AT_ONCE
+            [on.send.click, on.question.submit],
+            asked,
+            [on.canvas, on.talk, on.question, on.task, on.reel],
+            growing,
+            **AT_ONCE,
         ),
         on.retry.click(asked_again, [on.talk], growing, **AT_ONCE),
     ]
     limits = [on.longest, on.warmth, on.seed]
     running = [
-        event.then(spoken, [on.canvas, on.talk, *limits], [on.talk, on.chat, on.notice], **MODEL, **QUIET)
+        event.then(spoken, [on.canvas, on.talk, on.reel, *limits], [on.talk, on.chat, on.notice], **MODEL, **QUIET)
         for event in begun
     ]
     for event in running:
@@ -265,9 +287,9 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
 
 
 def _wire_heat_and_files(on: Widgets, desk: Desk, opened: Opened) -> None:
-    def warmed(surface: Surface | None, talk: Talk, kind: str | None, about: str) -> Update:
+    def warmed(surface: Surface | None, talk: Talk, kind: str | None, about: str, clip: reel.Reel | None) -> Update:
         try:
-            painted = steps.heat(desk, surface, talk, kind, about)
+            painted = steps.heat(desk, surface, talk, kind, about, clip)
         except Exception as error:
             return {on.holder: None, on.picture_notice: _card(error, "No heat map")}
         return {on.holder: panels.heat_map(painted, kind or "", about, on.holder.GRADIO_CACHE), on.picture_notice: ""}
@@ -281,7 +303,7 @@ def _wire_heat_and_files(on: Widgets, desk: Desk, opened: Opened) -> None:
         except Exception as error:
             return {on.file: None, on.picture_notice: _card(error, "Nothing to save")}
 
-    inputs = [on.canvas, on.talk, on.kind, on.about]
+    inputs = [on.canvas, on.talk, on.kind, on.about, on.reel]
     on.warm.click(
         warmed, inputs, [on.holder, on.picture_notice], **MODEL, api_visibility="private", show_progress="minimal"
     )
@@ -366,13 +388,13 @@ def known(on: Widgets, desk: Desk, opened: Opened, rows: Callable[[], Rows]) -> 
         on.head: panels.head_html(desk, opened.name), on.task: gr.update(**task_choice(desk)),
         on.kind: gr.update(**heat_choice(desk)), on.name: gr.update(value=opened.name),
         on.state: panels.models_html(rows(), opened.name), on.abilities: abilities(desk),
-        on.knows: _open_now(desk, opened),
+        on.knows: _open_now(desk, opened), on.clips: gr.update(visible=takes_clips(desk)),
     }  # fmt: skip
 
 
 def _about(on: Widgets) -> list[Any]:
     """What `known` writes."""
-    return [on.head, on.task, on.kind, on.name, on.state, on.abilities, on.knows]
+    return [on.head, on.task, on.kind, on.name, on.state, on.abilities, on.knows, on.clips]
 
 
 def _open_now(desk: Desk, opened: Opened) -> str:

@@ -15,9 +15,12 @@ from dataclasses import replace
 from PIL import Image
 
 from mmchat import paint
+from mmchat.clip import Clip
 from mmchat.desk import LONGEST, MENTION, Answer, Ask, Desk, Limits, Turn
 from mmchat.geometry import Region, open_image
+from mmchat.ui import reel as reels
 from mmchat.ui.canvas import Sheet, Surface, regions_of, sheets_of, shown_on
+from mmchat.ui.reel import Reel
 from mmchat.ui.words import Exchange, Talk
 
 PAUSE = 0.05  # seconds between two updates of the page: each one carries the whole talk
@@ -65,7 +68,24 @@ def sheets_under(surface: Surface | None, exchange: Exchange) -> list[Sheet]:
     return [there[digest] for digest in exchange.pictures]
 
 
-def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str | None) -> Talk:
+def shown_in(surface: Surface | None, reel: Reel | None, exchange: Exchange) -> tuple[Image.Image | Clip, ...]:
+    """The pictures and the clip of an exchange, opened; ValueError where one is there no more."""
+    clip = reels.checked(reel, frozenset(reels.KINDS))
+    if exchange.clip and (clip is None or clip.key != exchange.clip):
+        raise ValueError("The clip of this talk is no longer here: bring it back, or begin a new chat.")
+    pictures = tuple(digest for digest in exchange.pictures if digest != exchange.clip)
+    there = {}
+    if pictures:
+        there = {sheet.key: sheet for sheet in sheets_under(surface, replace(exchange, pictures=pictures))}
+    return tuple(
+        opened(there[digest]) if digest in there else reels.opened(clip.file.path, clip.key)  # type: ignore[union-attr]
+        for digest in exchange.pictures
+    )
+
+
+def begin(
+    desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str | None, reel: Reel | None = None
+) -> Talk:
     """The talk with a new question at its end, waiting for its answer. ValueError where it cannot be asked.
 
     Another picture begins a new talk, one that is added comes with the question; another model goes on with the talk.
@@ -73,14 +93,17 @@ def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str 
     """
     if talk and talk[-1].running:
         raise ValueError("An answer is still being written: wait for it or press Stop.")
-    sheets, drawn = asked_about(desk, surface)
+    clip = reels.checked(reel, desk.engine.family.takes)
+    alone = clip is not None and (surface is None or surface.image is None)
+    sheets, drawn = ([], {}) if alone else asked_about(desk, surface)
     for sheet in sheets:
         opened(sheet)  # a sentence where a file is gone or broken
-    assert surface is not None
+    selected = surface.selected if surface is not None else None
     text = (text or "").strip()
     if len(text) > LONGEST:
         raise ValueError(f"The question has {len(text)} characters, at most {LONGEST} are taken: shorten it.")
-    digests, model = tuple(sheet.key for sheet in sheets), desk.engine.family.name
+    clips = () if clip is None else (clip.key,)
+    digests, model = (*(sheet.key for sheet in sheets), *clips), desk.engine.family.name
     if not goes_on(talk, digests):
         talk = ()
     talk = tuple(exchange for exchange in talk if exchange.answer is not None)
@@ -92,8 +115,8 @@ def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str 
         asked = task = None  # this way of asking has no place for words, and what was written must not be lost
     needs = asked.needs if asked else "phrase"
     shown = text
-    if needs == "region" and not MENTION.search(text) and surface.selected in drawn:
-        shown = f"@{surface.selected} {text}".strip()
+    if needs == "region" and not MENTION.search(text) and selected in drawn:
+        shown = f"@{selected} {text}".strip()
     if not shown and needs == "phrase":
         raise ValueError("The question is empty: write what you want to know or find.")
     if needs == "region" and not drawn:
@@ -101,7 +124,8 @@ def begin(desk: Desk, surface: Surface | None, talk: Talk, text: str, task: str 
     known = [region for exchange in talk for region in exchange.question.regions]
     words, new = renumbered(shown, drawn, known)
     turn = Turn("user", words, new, images=tuple(fresh))
-    return (*talk, Exchange(turn, shown, digests, model, task, key=secrets.token_hex(8)))
+    seen = {} if clip is None else {"clip": clip.key, "seconds": clip.seconds}
+    return (*talk, Exchange(turn, shown, digests, model, task, key=secrets.token_hex(8), **seen))
 
 
 def renumbered(text: str, drawn: dict[int, Region], known: list[Region]) -> tuple[str, tuple[Region, ...]]:
@@ -152,12 +176,14 @@ def opening(
     yield 1.0
 
 
-def speak(desk: Desk, surface: Surface | None, talk: Talk, limits: Limits | None = None) -> Iterator[Talk]:
+def speak(
+    desk: Desk, surface: Surface | None, talk: Talk, limits: Limits | None = None, reel: Reel | None = None
+) -> Iterator[Talk]:
     """The talk as its last answer grows, one step in PAUSE seconds and always the last. Closing it stops the model."""
     if not talk or not talk[-1].running:
         return
     exchange = talk[-1]
-    images, limits = tuple(opened(sheet) for sheet in sheets_under(surface, exchange)), limits or Limits()
+    images, limits = shown_in(surface, reel, exchange), limits or Limits()
     if exchange.attempt:
         limits = replace(limits, temperature=max(limits.temperature, LIVELIER), seed=limits.seed + exchange.attempt)
     answers = desk.answer(Ask(images, turns_of(talk), exchange.task, limits))
@@ -186,7 +212,9 @@ def again(talk: Talk) -> Talk:
     return (*talk[:-1], replace(last, answer=None, ended="", attempt=last.attempt + 1, key=secrets.token_hex(8)))
 
 
-def heat(desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, about: str) -> Image.Image:
+def heat(
+    desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, about: str, reel: Reel | None = None
+) -> Image.Image:
     """A picture under a heat map; its info["picture"] is its digest.
 
     about: "" nothing (or the selected region), "@1" a region, or a phrase. The picture is that of the region, else the
@@ -205,7 +233,7 @@ def heat(desk: Desk, surface: Surface | None, talk: Talk, kind: str | None, abou
     sheet = sheets[subject.image if isinstance(subject, Region) else shown_on(surface)]
     if talk and talk[-1].picture == sheet.key and talk[-1].model == desk.engine.family.name:
         last, turns = talk[-1], turns_of(talk)
-        images = tuple(opened(one) for one in sheets_under(surface, last))
+        images = shown_in(surface, reel, last)
         at, task, answer = last.pictures.index(sheet.key), last.task, last.answer
     else:
         turns, images, at, task, answer = (Turn("user", "", images=(0,)),), (opened(sheet),), 0, None, None

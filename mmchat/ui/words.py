@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from io import BytesIO
 
-from mmchat.desk import MENTION, Answer, Moment, Turn
+from mmchat.desk import MENTION, Answer, Turn
 from mmchat.geometry import Box, Mask, Place, Point
 from mmchat.paint import colour
 from mmchat.ui.found import pictures_html
@@ -36,6 +36,8 @@ class Exchange:
     model: str
     task: str | None = None
     answer: Answer | None = None
+    clip: str = ""  # digest of the video or sound among the pictures, where there is one
+    seconds: float = 0.0  # and its length
     ended: str = ""
     attempt: int = 0
     key: str = ""
@@ -110,8 +112,11 @@ def _rounded(*values: float) -> list[float]:
     return [round(value, 6) for value in values]
 
 
-def answer_html(answer: Answer, turn: int) -> str:
-    """The clean text with its phrases marked. Of overlapping spans the later keeps what is left; none left: a chip."""
+def answer_html(answer: Answer, turn: int, seconds: float = 0.0) -> str:
+    """The clean text with its phrases marked. Of overlapping spans the later keeps what is left; none left: a chip.
+
+    seconds: length of the clip that was asked about.
+    """
     parts, end = [], 0
     for found in sorted(
         phrases(answer), key=lambda found: (answer.spans[int(str(found["span"]))].start, found["span"])
@@ -122,16 +127,25 @@ def answer_html(answer: Answer, turn: int) -> str:
         parts.append(_phrase(found, answer.text[start:stop], turn))
         end = stop
     parts.append(escape(answer.text[end:]))
-    parts += [_moment(answer, moment) for moment in answer.moments]
+    parts += [_moment(answer, number, seconds) for number in range(len(answer.moments))]
     return "".join(parts).replace("\n", "<br>")
 
 
-def _moment(answer: Answer, moment: Moment) -> str:
-    """A stretch of a video or a sound: nothing to draw, so words."""
+def _moment(answer: Answer, number: int, seconds: float) -> str:
+    """A stretch of a video or a sound: a button that seeks it, or words where no clip's length is known."""
+    moment = answer.moments[number]
     words = answer.text[moment.start : moment.end].strip() or "here"
-    stretch = f"{moment.first:g} to {moment.last:g}"
-    title = escape(f"{words}: from {moment.first:g} to {moment.last:g} of the length")
-    return f' <span class="mm-badge" title="{title}">{escape(words)} {stretch}</span>'
+    if not seconds:
+        stretch = f"{moment.first:g} to {moment.last:g}"
+        title = escape(f"{words}: from {moment.first:g} to {moment.last:g} of the length")
+        return f' <span class="mm-badge" title="{title}">{escape(words)} {stretch}</span>'
+    start, end = moment.within(seconds)
+    title = escape(f"{words}: {start:.2f} s to {end:.2f} s")
+    mark = colour(len(answer.spans) + number)
+    return (
+        f' <button type="button" class="mm-moment" data-start="{start:.3f}" data-end="{end:.3f}" data-colour="{mark}"'
+        f' style="--mark:{mark}" title="{title}">{escape(words)} {start:.2f}–{end:.2f} s</button>'
+    )
 
 
 def _phrase(found: dict[str, object], words: str, turn: int) -> str:
@@ -173,17 +187,19 @@ def talk_html(talk: Talk, welcome: str = "", tasks: dict[str, str] | None = None
 def _answered(exchange: Exchange, turn: int) -> str:
     answer = exchange.answer
     state = "running" if exchange.running else exchange.ended or "done"
-    body = answer_html(answer, turn) + pictures_html(answer) if answer is not None else ""
+    body = answer_html(answer, turn, exchange.seconds) + pictures_html(answer) if answer is not None else ""
     if exchange.running:
         body += '<span class="mm-caret" aria-hidden="true"></span>'
         if answer is None or not answer.text:
             ahead = dict(answer.notes).get("waiting") if answer is not None else None
-            doing = f"Waiting for the model, {ahead} ahead" if ahead else "Looking at the picture"
+            what = "clip" if exchange.clip == exchange.pictures[-1] else "picture"
+            doing = f"Waiting for the model, {ahead} ahead" if ahead else f"Looking at the {what}"
             body = f'<span class="mm-quiet">{doing}</span>{body}'
     elif not body.strip():
         body = f'<span class="mm-quiet">{"No answer" if exchange.ended else "The model said nothing."}</span>'
     return (
-        f'<div class="mm-said mm-model" data-turn="{turn}" data-state="{state}" data-picture="{exchange.picture}">'
+        f'<div class="mm-said mm-model" data-turn="{turn}" data-state="{state}" data-picture="{exchange.picture}"'
+        f' data-clip="{exchange.clip}">'
         f'<div class="mm-body">{body}</div>'
         f'<div class="mm-foot">{_foot(exchange)}</div></div>'
     )
@@ -203,7 +219,11 @@ def _foot(exchange: Exchange) -> str:
             count = len(answer.pictures)
             parts.append("1 picture of yours" if count == 1 else f"{count} pictures of yours")
         else:
-            parts.append("no places" if not places else "1 place" if places == 1 else f"{places} places")
+            if places or not answer.moments:
+                parts.append("no places" if not places else "1 place" if places == 1 else f"{places} places")
+            if answer.moments:
+                count = len(answer.moments)
+                parts.append("1 stretch of time" if count == 1 else f"{count} stretches of time")
         if answer.dropped:
             parts.append(f"{len(answer.dropped)} left out, see Details")
         parts += [escape(str(value)) for name, value in answer.notes if name == "hint"]
