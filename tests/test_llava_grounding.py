@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers import SwinBackbone, SwinConfig
 
+from mmchat import export, paint
 from mmchat.desk import Answer, Ask, Desk, Limits, Turn
 from mmchat.dialect import Span
 from mmchat.engines import local
@@ -208,6 +209,34 @@ def test_known_boxes_land_on_a_wide_picture(engine, monkeypatch):
     assert mask.box.iou(Box(0.5, 0.3125, 43 / 48, 0.875)) > 0.97
 
 
+def test_a_mask_goes_out_in_the_pictures_own_frame(engine, monkeypatch, tmp_path):
+    """Through the JSON of `ask`, COCO and paint: a wide picture's mask is cut out of the upper third of the square."""
+    cells = torch.zeros(1, 48, 48, dtype=torch.bool)
+    cells[0, 4:12, 24:36] = True  # in the picture: x from 1/2 to 3/4, y from 1/4 to 3/4
+    box = torch.tensor([[0.5, 1 / 12, 0.75, 0.25]])
+    monkeypatch.setattr(type(engine.model), "locate", lambda *_: Located(box, torch.tensor([1]), cells))
+    image = Image.new("RGB", (300, 100), (90, 90, 90))
+    answer = asked(engine, image)[-1]
+    (span,) = answer.spans
+    assert answer.text[span.start : span.end] == "a hill"
+    (listed,) = export.answer_json(answer, image.size)["spans"]
+    assert [place["kind"] for place in listed["places"]] == ["box", "mask"]
+    assert listed["places"][0]["box"] == pytest.approx([150, 25, 225, 75], abs=0.01)
+    assert listed["places"][1]["box"] == pytest.approx([150, 25, 225, 75], abs=4)
+    assert listed["places"][1]["mask"]["size"] == [300, 100]
+    again = export.from_json(export.answer_json(answer, image.size), image.size)
+    assert again.spans[0].places[1] == span.places[1]
+    whole = np.asarray(span.places[1].array())
+    inside = np.zeros((100, 300), bool)
+    inside[25:75, 150:225] = True
+    assert (whole & inside).sum() / (whole | inside).sum() > 0.9
+    *_, stored = export.coco([("wide.png", image.size, answer)])["annotations"]
+    assert stored["bbox"] == pytest.approx([150, 25, 75, 50], abs=4) and stored["area"] == pytest.approx(3750, rel=0.1)
+    painted = np.asarray(paint.answer(image, answer)).astype(int)
+    changed = np.abs(painted - 90).max(-1) > 8
+    assert changed[40:60, 160:215].all() and not changed[:, :140].any() and not changed[:, 240:].any()
+
+
 def test_the_page_shows_a_mask_in_its_shape():
     cells = np.zeros((40, 60), bool)
     cells[10:30, 20:40] = True
@@ -301,6 +330,30 @@ def test_a_click_a_box_and_another_box_are_three_things(engine, picture):
     # The same small square drawn as a box is no click.
     square = Region("box", Box(0.447, 0.447, 0.453, 0.453))
     assert (seen(engine, picture, square).content.regions[0] - vectors[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["point", "box", "scribble", "polygon", "mask"])
+def test_whatever_is_drawn_reaches_the_prompts_in_the_squares_frame(engine, monkeypatch, kind):
+    """On a wide picture, through the desk: a click keeps no area, all else is the box around it."""
+    image, box = Image.new("RGB", (300, 100), (90, 90, 90)), Box(0.5, 0.3, 0.8, 0.9)
+    corners = (Point(0.5, 0.3), Point(0.8, 0.3), Point(0.8, 0.9))
+    cells = np.zeros((100, 300), bool)
+    cells[30:90, 150:240] = True
+    drawn = {
+        "point": Region("point", Box(0.5, 0.3, 0.5, 0.3), corners[:1]),
+        "box": Region("box", box),
+        "scribble": Region("scribble", box, corners, size=image.size),
+        "polygon": Region("polygon", box, corners, size=image.size),
+        "mask": Region("mask", box, mask=Mask.from_array(cells), size=image.size),
+    }[kind]
+    given, forward = [], engine.model.regions.forward
+    monkeypatch.setattr(engine.model.regions, "forward", lambda *inputs: given.append(inputs[1]) or forward(*inputs))
+    answer = asked(engine, image, "What is the object @1 doing?", drawn)[-1]
+    assert not any("box around" in str(value) for name, value in answer.notes if name == "hint")
+    ((corner,),) = given
+    end = (0.5, 0.1) if kind == "point" else (0.8, 0.3)
+    near = 1 / 128 if kind == "mask" else 1e-6  # a cell of the dwarf's square
+    assert corner.tolist() == pytest.approx([0.5, 0.1, *end], abs=near)
 
 
 def test_each_place_is_looked_at_on_its_own_picture(engine, picture):

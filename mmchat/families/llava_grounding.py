@@ -5,9 +5,10 @@ Haozhangcx/llava_grounding_gd_vp. Whenever it writes <seg>, the state that wrote
 ended, OpenSeeD looks for all of them at once. A drawn place goes in as one vector, which Semantic-SAM's decoder of
 prompts makes.
 
-The two looks have two frames: CLIP sees the middle square alone, the boxes belong to the whole picture. Not verified
-against recorded numbers: the decoder of prompts (its layers are). Marks drawn into the picture, the paper's fourth
-stage, were never published.
+The two looks have two frames: CLIP sees the middle square alone, the boxes belong to the whole picture. A click is a
+point; of a line, an outline or a painted shape the box around it is the prompt, as in the demo, where all is painted.
+Not verified against recorded numbers: the decoder of prompts, which is read from the authors' code (its layers are
+held, and where its vector goes). Marks drawn into the picture, the paper's fourth stage, were never published.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ def build(config: Mapping[str, Any]) -> LlavaGrounding:
 
 
 def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """The region's vector; of a scribble the box around it is the prompt, as in the demo's way for boxes."""
+    """The region's vector."""
     return (Slot("region", number - 1),)
 
 
@@ -252,7 +253,7 @@ FAMILY = Family(
         r"^(?:interactive_model\.model\.sem_seg_head\.|regions\.)predictor\.class_embed(?:_part)?$",
         r"^interactive_model\.model\.logit_scale$",
     ),
-    takes=frozenset({"box", "point", "scribble"}),
+    takes=frozenset({"box", "point", "scribble", "polygon", "mask"}),
     keep=("vision", "bridge", "regions", "head", "language.lm_head"),
     heats=("feature norm", "components", "likeness"),
     licence="Code Apache 2.0; weights made from Vicuna, under LLaMA's licence: research only.",
