@@ -213,7 +213,8 @@ function drawList() {
     return part('li', '', [chip, button(`Delete region ${region.id}`, 'mm-plain', () => remove(region.id), 'close')]);
   });
   const how = { point: 'Click on the picture to mark a place, or just ask.', polygon: 'Click the corners of an outline, the first one again to close it.', mask: 'Paint over a thing to mark it, or just ask.' };
-  const none = offered().length ? how[tool] || 'Drag on the picture to mark a region, or just ask.' : 'This model takes no regions: ask in words.';
+  const none = how[tool] || 'Drag on the picture to mark a region, or just ask.';
+  list.hidden = !rows.length && !offered().length;
   list.replaceChildren(...(rows.length ? rows : [part('li', 'mm-quiet', none)]));
 }
 
@@ -313,7 +314,7 @@ function fullView(one) {
   const bar = part('div', 'mm-bar', [
     toolGroup(),
     takes('mask') ? brushGroup() : null,
-    part('div', 'mm-group', [button('Undo', 'mm-undo', undo, 'undo'), button('Delete the selected region', 'mm-remove', () => remove(), 'remove')]),
+    offered().length ? part('div', 'mm-group', [button('Undo', 'mm-undo', undo, 'undo'), button('Delete the selected region', 'mm-remove', () => remove(), 'remove')]) : null,
     part('div', 'mm-group', [button('Smaller', '', () => setZoom(zoom - 0.5), 'smaller'), part('span', 'mm-zoom', '100%'), button('Larger', '', () => setZoom(zoom + 0.5), 'larger')]),
     part('div', 'mm-group mm-end', [
       several() ? button('Add a picture', 'mm-add', () => chooseFile(true), 'add') : null,

@@ -150,6 +150,7 @@ function corner({ x, y }) {
   const closes = points.length >= 3 && (near([x, y], points[0], 11) || near([x, y], points[points.length - 1], 5));
   if (closes) return closeOutline();
   if (points.length && near([x, y], points[points.length - 1], 2)) return draw();
+  if (!draft) choose(null);
   draft = { points: [...points, [x, y]], at: { x, y } };
   say(`Corner ${draft.points.length}${draft.points.length > 2 ? ', Enter closes the outline' : ''}`);
   draw();

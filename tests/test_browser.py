@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmchat.desk import Desk
-from mmchat.engines.replay import Recorded, ReplayEngine
-from mmchat.geometry import Box
+from mmchat.desk import Answer, Ask, Desk
+from mmchat.engines.replay import FAMILY, Recorded, ReplayEngine
+from mmchat.geometry import KINDS, Box, Region
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements.txt")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -30,11 +31,13 @@ ANSWERS = (
     Recorded("long", "On and on. " * 300 + "<p>a bus</p><c0>.", candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
     Recorded("script", "<script>document.title='broken'</script> <p>the <b>bus</b></p><c0>.",
              candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
+    Recorded("what is", "<p>This</p><u0> is a wheel.", candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
     Recorded("numbers", "It is <p>a bus</p>[100,300,550,800].", candidates=(Box(0.1, 0.3, 0.5, 0.7),)),
     Recorded(".", f"In the street I see <p>a red bus</p><c0> and also <p>two people</p><c1><c2> who wait there{QUIET}",
              candidates=(Box(0.1, 0.3, 0.5, 0.7), Box(0.6, 0.4, 0.72, 0.82), Box(0.75, 0.42, 0.86, 0.8))),
 )  # fmt: skip
 WIDTH, HEIGHT = 900, 600
+MODELS = {"boxes": {"box", "point"}, "wordy": set(), "all": {*KINDS, "several pictures"}}
 # Notes each state of the answer that the page shows: length of its text, phrases in it, running or done.
 WATCH = """() => {
     window.seen = [];
@@ -47,16 +50,38 @@ WATCH = """() => {
 }"""
 
 
+class Watched(Desk):
+    """A desk that keeps the questions it was asked."""
+
+    asked: list[Ask] = []
+
+    def answer(self, ask: Ask) -> Iterator[Answer]:
+        self.asked = [*self.asked, ask]
+        return super().answer(ask)
+
+
+def taking(takes: set[str]) -> ReplayEngine:
+    """An engine whose family takes these kinds alone."""
+    engine = ReplayEngine(ANSWERS, delay=0.002)
+    engine.family = replace(FAMILY, takes=frozenset(takes), title="Taker")
+    return engine
+
+
 class Served:
     """A running page, its engine and its address."""
 
-    def __init__(self, examples: Path) -> None:
+    def __init__(self, examples: Path, engine: ReplayEngine | None = None) -> None:
         from mmchat.ui.page import build, launch_options
 
-        self.engine = ReplayEngine(ANSWERS, delay=0.02)
-        self.desk = Desk(self.engine)
+        self.engine = engine or ReplayEngine(ANSWERS, delay=0.02)
+        self.desk = Watched(self.engine)
         self.opened: list[tuple[str, str]] = []
-        rows = [{"name": "replay"}, {"name": "large", "missing": ["weights/large"]}, {"name": "second"}]
+        names = ("second", *MODELS)
+        rows = [
+            {"name": "replay"},
+            {"name": "large", "missing": ["weights/large"]},
+            *({"name": name} for name in names),
+        ]
         self.page = build(self.desk, models=rows, open_model=self.open_model, examples=examples)
         options = {**launch_options(), "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True}
         _, self.address, _ = self.page.launch(**options)
@@ -65,6 +90,8 @@ class Served:
         self.opened.append((name, precision))
         if name == "large":
             raise ValueError("The weights of large are missing: put them under weights/large.")
+        if name in MODELS:
+            return self.desk.open(taking(MODELS[name]))
         for done in range(1, 5):
             time.sleep(0.25)
             progress(done, 4)
@@ -146,6 +173,52 @@ class Visit:
     def answered(self, state: str = "done") -> str:
         self.page.wait_for_selector(f'.mm-model[data-state="{state}"]', timeout=20_000)
         return self.page.locator(".mm-model .mm-body").last.inner_text()
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """A place of the picture on the screen."""
+        shown = self.picture()
+        return shown["x"] + x * shown["width"], shown["y"] + y * shown["height"]
+
+    def tool(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def stroke(self, *places: tuple[float, float]) -> None:
+        self.page.mouse.move(*self.at(*places[0]))
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*self.at(*place), steps=5)
+        self.page.mouse.up()
+
+    def clicks(self, *places: tuple[float, float]) -> None:
+        for place in places:
+            self.page.mouse.click(*self.at(*place))
+
+    def add_picture(self, path: Path) -> None:
+        count = self.page.locator(".mm-leaf").count()
+        with self.page.expect_file_chooser() as chooser:
+            self.page.get_by_role("button", name="Add a picture").click()
+        chooser.value.set_files(str(path))
+        self.page.wait_for_function(
+            f"() => document.querySelectorAll('.mm-leaf').length === {max(2, count + 1)}"
+            " && !document.querySelector('.mm-busy')"
+        )
+
+    def open(self, name: str) -> None:
+        self.page.get_by_role("tab", name="Model").click()
+        self.page.locator("#mm-model-name input").click()
+        self.page.get_by_role("option", name=name).click()
+        self.page.locator("#mm-model-open").click()
+        self.page.wait_for_function(f"document.querySelector('#mm-head').innerText.includes('{name}')")
+
+    def tools(self) -> list[str]:
+        return [one.get_attribute("data-tool") for one in self.page.locator("[data-tool]").all()]
+
+    def asked(self, text: str) -> Ask:
+        """The question as it reached the desk."""
+        count = self.page.locator(".mm-model").count() + 1
+        self.ask(text)
+        self.page.wait_for_function(f"() => document.querySelectorAll('.mm-model[data-state=done]').length === {count}")
+        return self.served.desk.asked[-1]
 
 
 @pytest.fixture
@@ -490,3 +563,304 @@ def test_the_page_asks_no_other_host(visit: Visit, photo: Path) -> None:
     visit.ask("What do you see?")
     visit.answered()
     assert {host.split(":")[0] for host in visit.hosts if host} == {"127.0.0.1"}
+
+
+# What the open model takes.
+
+
+@pytest.fixture(scope="module")
+def able(photo: Path) -> Iterator[Served]:
+    running = Served(photo.parent, taking(MODELS["all"]))
+    yield running
+    running.page.close()
+
+
+@pytest.fixture
+def drawer(browser: Any, able: Served) -> Iterator[Visit]:
+    able.desk.open(taking(MODELS["all"]))
+    visitor = Visit(browser, able)
+    yield visitor
+    visitor.context.close()
+    assert visitor.errors == []
+
+
+def pixels(region: Region) -> list[list[float]]:
+    return [[point.x * WIDTH, point.y * HEIGHT] for point in region.points]
+
+
+def test_a_line_reaches_the_desk_as_it_was_drawn(drawer: Visit, photo: Path) -> None:
+    drawer.load(photo)
+    drawer.picture()
+    drawer.tool("Draw a line")
+    drawer.stroke((0.2, 0.2), (0.4, 0.6), (0.6, 0.3))
+    assert drawer.page.locator(".mm-line").count() == 1
+    assert (
+        "@1" in drawer.page.locator(".mm-regions").inner_text()
+        and "line" in drawer.page.locator(".mm-regions").inner_text()
+    )
+    (region,) = drawer.asked("What is @1?").turns[-1].regions
+    drawn = pixels(region)
+    assert region.kind == "scribble" and len(drawn) > 5
+    assert drawn[0] == pytest.approx([180, 120], abs=2) and drawn[-1] == pytest.approx([540, 180], abs=2)
+    assert min(abs(x - 360) + abs(y - 360) for x, y in drawn) <= 3
+    assert region.box.pixels((WIDTH, HEIGHT)) == pytest.approx((180, 120, 540, 360), abs=2)
+
+
+def test_an_outline_closes_at_its_first_corner_by_a_double_click_or_by_enter(drawer: Visit, photo: Path) -> None:
+    corners = [(0.2, 0.2), (0.4, 0.25), (0.3, 0.6)]
+    drawer.load(photo)
+    drawer.picture()
+    drawer.tool("Draw an outline")
+    drawer.clicks(*corners)
+    assert drawer.page.locator(".mm-region").count() == 0 and drawer.page.locator(".mm-corner").count() == 3
+    drawer.clicks(corners[0])
+    drawer.clicks((0.6, 0.2), (0.8, 0.2))
+    drawer.page.mouse.dblclick(*drawer.at(0.7, 0.5))
+    drawer.clicks((0.6, 0.6), (0.95, 0.95), (0.8, 0.6), (0.7, 0.9))
+    drawer.page.keyboard.press("Backspace")
+    drawer.page.keyboard.press("Enter")
+    assert drawer.page.locator(".mm-region").count() == 3 and drawer.page.locator(".mm-corner").count() == 0
+    regions = drawer.asked("What is @1?").turns[-1].regions
+    assert [(region.kind, len(region.points)) for region in regions] == [("polygon", 3)] * 3
+    wanted = [[180, 120], [360, 150], [270, 360]]
+    for found, place in zip(pixels(regions[0]), wanted, strict=True):
+        assert found == pytest.approx(place, abs=2)
+
+
+def test_an_outline_that_is_given_up_leaves_nothing(drawer: Visit, photo: Path) -> None:
+    drawer.load(photo)
+    drawer.picture()
+    drawer.tool("Draw an outline")
+    drawer.clicks((0.2, 0.2), (0.4, 0.25))
+    drawer.page.keyboard.press("Control+z")
+    assert drawer.page.locator(".mm-corner").count() == 1
+    drawer.page.keyboard.press("Escape")
+    drawer.clicks((0.5, 0.5))
+    drawer.tool("Draw a box")
+    assert drawer.page.locator(".mm-corner, .mm-region").count() == 0
+
+
+def test_a_painted_shape_reaches_the_desk_cell_by_cell(drawer: Visit, photo: Path) -> None:
+    drawer.load(photo)
+    drawer.picture()
+    drawer.tool("Paint a shape")
+    drawer.page.locator(".mm-stage").focus()
+    for _ in range(3):
+        drawer.page.keyboard.press("]")
+    assert drawer.page.input_value(".mm-brush input") == "8"
+    drawer.stroke((0.2, 0.3), (0.5, 0.3))
+    drawer.stroke((0.35, 0.3), (0.35, 0.6))  # goes on with the same shape
+    assert drawer.page.locator(".mm-region.mm-mask").count() == 1
+    (region,) = drawer.asked("What is @1?").turns[-1].regions
+    assert region.kind == "mask" and region.mask is not None and region.mask.size == (256, 171)
+    cells, cell, radius = region.mask.array(), WIDTH / 256, 0.04 * WIDTH
+    box = (180 - radius, 180 - radius, 450 + radius, 360 + radius)
+    assert region.box.pixels((WIDTH, HEIGHT)) == pytest.approx(box, abs=cell)
+    for (x, y), inside in {(0.2, 0.3): 1, (0.35, 0.6): 1, (0.25, 0.3): 1, (0.25, 0.5): 0, (0.5, 0.5): 0}.items():
+        assert cells[int(y * 171), int(x * 256)] == inside
+    drawer.page.get_by_role("button", name="Wipe instead of paint").click()
+    drawer.stroke((0.35, 0.45), (0.35, 0.7))
+    left = drawer.asked("What is @1 now?").turns[-1].regions[-1].mask
+    assert left is not None
+    for (x, y), inside in {(0.35, 0.37): 1, (0.35, 0.45): 0, (0.35, 0.6): 0, (0.2, 0.3): 1}.items():
+        assert left.array()[int(y * 171), int(x * 256)] == inside
+    drawer.page.get_by_role("button", name="Wipe instead of paint").click()
+    drawer.page.get_by_role("button", name="Begin another shape").click()
+    drawer.clicks((0.8, 0.8))
+    assert drawer.page.locator(".mm-region.mm-mask").count() == 2
+    drawer.page.locator(".mm-stage").focus()
+    drawer.page.keyboard.press("Control+z")
+    assert drawer.page.locator(".mm-region.mm-mask").count() == 1
+
+
+def test_shapes_are_selected_moved_deleted_and_brought_back(drawer: Visit, photo: Path) -> None:
+    drawer.load(photo)
+    drawer.picture()
+    drawer.tool("Draw a line")
+    drawer.stroke((0.1, 0.1), (0.4, 0.4))
+    drawer.tool("Draw an outline")
+    drawer.clicks((0.6, 0.1), (0.9, 0.1), (0.75, 0.4), (0.6, 0.1))
+    drawer.tool("Paint a shape")
+    drawer.stroke((0.2, 0.8), (0.4, 0.8))
+    drawer.tool("Select and move")
+    drawer.stroke((0.25, 0.25), (0.35, 0.35))
+    drawer.stroke((0.75, 0.2), (0.65, 0.3))
+    drawer.stroke((0.3, 0.8), (0.5, 0.7))
+    boxes = [[90 + 90, 60 + 60, 360 + 90, 240 + 60], [540 - 90, 60 + 60, 810 - 90, 240 + 60]]
+    for found, wanted in zip(drawer.regions(), boxes, strict=False):
+        assert found == pytest.approx(wanted, abs=2)
+    brush = 0.025 * WIDTH
+    assert drawer.regions()[2] == pytest.approx(
+        [360 - brush, 420 - brush, 540 + brush, 420 + brush], abs=WIDTH / 256 + 1
+    )
+    drawer.clicks((0.05, 0.05))  # far from all
+    assert drawer.page.locator(".mm-region.mm-on").count() == 0
+    drawer.clicks((0.25, 0.28))  # in the box of the line, beside it
+    assert (
+        drawer.page.locator(".mm-region.mm-on").count() == 0 or drawer.page.locator(".mm-scribble.mm-on").count() == 1
+    )
+    drawer.clicks((0.5, 0.7))
+    assert drawer.page.locator(".mm-region.mm-on .mm-tag").inner_text() == "@3"
+    drawer.page.keyboard.press("Delete")
+    assert len(drawer.regions()) == 2
+    drawer.page.keyboard.press("Control+z")
+    assert len(drawer.regions()) == 3
+
+
+def test_shapes_are_drawn_with_the_keyboard_alone(drawer: Visit, photo: Path) -> None:
+    drawer.load(photo)
+    drawer.picture()
+
+    def press(*keys: str) -> None:
+        drawer.page.locator(".mm-stage").focus()
+        for key in keys:
+            drawer.page.keyboard.press(key)
+
+    right, down = ["ArrowRight"] * 10, ["ArrowDown"] * 10
+    drawer.tool("Draw a line")
+    press("Enter", "Enter", *right, *down, "Enter", "Escape")
+    drawer.tool("Draw an outline")
+    press("Enter", "Enter", *right, "Enter", *down, "Enter", "Enter", "Escape")
+    drawer.tool("Paint a shape")
+    press("Enter", "Enter", *right, "Enter")
+    regions = drawer.asked("What is @1?").turns[-1].regions
+    assert [region.kind for region in regions] == ["scribble", "polygon", "mask"]
+    middle = (450, 300, 540, 360)
+    assert regions[0].box.pixels((WIDTH, HEIGHT)) == pytest.approx(middle, abs=2)
+    assert pixels(regions[1]) == [pytest.approx(one, abs=2) for one in ([450, 300], [540, 300], [540, 360])]
+    brush = 0.025 * WIDTH
+    assert regions[2].box.pixels((WIDTH, HEIGHT)) == pytest.approx(
+        (450 - brush, 300 - brush, 540 + brush, 300 + brush), abs=WIDTH / 256
+    )
+
+
+def test_the_tools_follow_the_open_model_and_a_drawn_shape_stays(drawer: Visit, photo: Path) -> None:
+    drawer.load(photo)
+    drawer.picture()
+    assert drawer.tools() == [*KINDS, "select"]
+    drawer.tool("Draw an outline")
+    drawer.clicks((0.2, 0.2), (0.6, 0.2), (0.4, 0.6), (0.2, 0.2))
+    drawer.open("boxes")
+    drawer.page.wait_for_function("document.querySelectorAll('[data-tool]').length === 3")
+    assert drawer.tools() == ["box", "point", "select"] and drawer.page.locator(".mm-polygon").count() == 1
+    assert drawer.page.get_by_role("button", name="Add a picture").count() == 0
+    drawer.asked("What is @1?")
+    assert "the box around it was taken" in drawer.page.locator(".mm-foot").last.inner_text()
+    assert drawer.on_picture(drawer.page.locator(".mm-place").first) == pytest.approx([180, 120, 540, 360], abs=3)
+    drawer.open("wordy")
+    drawer.page.wait_for_selector(".mm-no-tools")
+    assert drawer.tools() == [] and "Taker takes no regions" in drawer.page.locator(".mm-bar").inner_text()
+    drawer.ask("What is @1?")
+    drawer.page.wait_for_selector("#mm-right .mm-card")
+    assert "takes no regions" in drawer.page.locator("#mm-right .mm-card").inner_text()
+
+
+def test_a_page_learns_that_somebody_else_opened_another_model(browser: Any, drawer: Visit, photo: Path) -> None:
+    drawer.load(photo)
+    drawer.picture()
+    other = Visit(browser, drawer.served)
+    other.open("boxes")
+    other.context.close()
+    assert "mask" in drawer.tools()
+    drawer.asked("What do you see?")
+    drawer.page.wait_for_function("document.querySelectorAll('[data-tool]').length === 3")
+    assert "boxes" in drawer.page.locator("#mm-head").inner_text()
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("more") / "tall.png"
+    Image.new("RGB", (300, 500), "teal").save(path)
+    return path
+
+
+def test_a_second_picture_has_regions_of_its_own_and_places_lie_on_the_right_one(
+    drawer: Visit, photo: Path, second: Path
+) -> None:
+    drawer.load(photo)
+    drawer.drag(0.2, 0.2, 0.4, 0.4)
+    assert drawer.asked("What do you see?").turns[-1].images == (0,)
+    drawer.add_picture(second)
+    leaves = drawer.page.locator(".mm-leaf")
+    assert [leaves.nth(one).get_attribute("aria-pressed") for one in range(2)] == ["false", "true"]
+    assert drawer.page.locator(".mm-region, .mm-place").count() == 0  # both belong to the first
+    drawer.drag(0.5, 0.5, 0.9, 0.7)
+    ask = drawer.asked("What is @2?")
+    assert [image.size for image in ask.images] == [(WIDTH, HEIGHT), (300, 500)]
+    assert [turn.images for turn in ask.turns if turn.role == "user"] == [(0,), (1,)]
+    (region,) = ask.turns[-1].regions
+    assert region.image == 1 and region.box.pixels((300, 500)) == pytest.approx((150, 250, 270, 350), abs=2)
+    place = drawer.page.locator(".mm-place")
+    drawer.page.wait_for_selector(".mm-place")
+    at, box = drawer.picture(), place.first.bounding_box()
+    assert drawer.page.locator(".mm-leaf.mm-has").count() == 1
+    drawer.page.locator(".mm-phrase").first.click()  # of the first answer
+    drawer.page.wait_for_function("document.querySelectorAll('.mm-leaf')[0].getAttribute('aria-pressed') === 'true'")
+    assert (
+        drawer.page.locator(".mm-place").count() > 0 and drawer.page.locator(".mm-region .mm-tag").inner_text() == "@1"
+    )
+    assert at["width"] > 0 and box["width"] > 0
+
+
+def test_a_picture_is_removed_with_its_regions_and_ends_a_talk_that_knew_it(
+    drawer: Visit, photo: Path, second: Path
+) -> None:
+    drawer.load(photo)
+    drawer.drag(0.2, 0.2, 0.4, 0.4)
+    drawer.asked("What do you see?")
+    drawer.add_picture(second)
+    drawer.drag(0.5, 0.5, 0.9, 0.7)
+    drawer.page.get_by_role("button", name="Remove picture 2").click()
+    drawer.page.wait_for_function("document.querySelectorAll('.mm-chip').length === 1")
+    drawer.page.wait_for_timeout(500)
+    assert drawer.page.locator(".mm-leaf").count() == 0 and drawer.page.locator(".mm-model").count() == 1
+    drawer.add_picture(second)
+    drawer.drag(0.5, 0.5, 0.9, 0.7)
+    drawer.page.get_by_role("button", name="Remove picture 1").click()
+    drawer.page.wait_for_selector(".mm-welcome")
+    (region,) = drawer.asked("What is @3?").turns[-1].regions
+    assert region.image == 0 and region.box.pixels((300, 500)) == pytest.approx((150, 250, 270, 350), abs=2)
+
+
+def test_a_further_file_that_is_no_picture_gives_a_card_and_the_others_stay(
+    drawer: Visit, photo: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photo.read_bytes()[:700])
+    drawer.load(photo)
+    drawer.drag(0.2, 0.2, 0.4, 0.4)
+    with drawer.page.expect_file_chooser() as chooser:
+        drawer.page.get_by_role("button", name="Add a picture").click()
+    chooser.value.set_files(str(broken))
+    drawer.page.wait_for_selector("#mm-left .mm-card")
+    assert "damaged or cut off" in drawer.page.locator("#mm-left .mm-card").inner_text()
+    drawer.page.wait_for_function("document.querySelectorAll('.mm-leaf').length === 0")
+    assert len(drawer.regions()) == 1
+
+
+def test_all_tools_and_pictures_fit_on_a_narrow_screen(browser: Any, able: Served, photo: Path, second: Path) -> None:
+    able.desk.open(taking(MODELS["all"]))
+    visit = Visit(browser, able, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    visit.load(photo)
+    at = visit.picture()
+    visit.tool("Paint a shape")
+    touch = visit.context.new_cdp_session(visit.page)
+    for kind, place in (
+        ("touchStart", (0.3, 0.3)),
+        ("touchMove", (0.5, 0.5)),
+        ("touchMove", (0.6, 0.6)),
+        ("touchEnd", None),
+    ):
+        x, y = visit.at(*place) if place else (0, 0)
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}] if place else []})
+    visit.page.wait_for_selector(".mm-region.mm-mask")
+    brush = 0.025 * WIDTH
+    wanted = [270 - brush, 180 - brush, 540 + brush, 360 + brush]
+    assert visit.regions()[0] == pytest.approx(wanted, abs=WIDTH / 256 + 4)
+    visit.add_picture(second)
+    for button in visit.page.locator(".mm-bar button:visible, .mm-strip button:visible").all():
+        box = button.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390 and at["width"] > 300
+    assert visit.errors == []
+    visit.context.close()

@@ -60,7 +60,8 @@ def typed_html(model: type[GradioModel], scripts: tuple[str, ...], **kwargs: Any
     """A custom HTML component whose value is a `model`: Gradio copies its files to the cache and refuses foreign paths.
 
     The attributes are set on the object, because Gradio writes a stub file beside the source of every subclass that is
-    imported; a page must not write into its own program.
+    imported; a page must not write into its own program. So an event that reads it must not have it as an output that
+    it leaves out: Gradio then makes it anew for that visitor, without them.
     """
     made = gr.HTML(
         js_on_load="\n".join((ASSETS / name).read_text("utf-8") for name in scripts), apply_default_css=False, **kwargs
