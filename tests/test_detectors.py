@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_fetch import Hub, hub  # noqa: F401 -- a hub on loopback
 from transformers import BertTokenizer, CLIPTokenizer
 
 from mmchat import detectors
@@ -740,3 +741,27 @@ def test_the_detectors_of_models_toml_are_known(monkeypatch: pytest.MonkeyPatch)
     assert {entry.family for entry in listed} <= set(detectors.KINDS) and all(entry.hub for entry in listed)
     assert not {entry.name for entry in listed} & {entry.name for entry in models.listed()}
     assert detectors.named(None, "boxes").name == "grounding-dino" and detectors.named(None, "masks").name == "sam"
+
+
+@pytest.mark.parametrize("name", ["dino", "owl", "sam"])
+def test_a_detector_is_fetched_with_its_words_and_opens(
+    hub: Hub,  # noqa: F811
+    stored: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    files = {path.name: path.read_bytes() for path in stored(name)[1].iterdir()}
+    hub.files[f"ours/{name}"] = {**files, "pytorch_model.bin": b"the same again", "README.md": b"read me"}
+    kind = json.loads(files["config.json"])["model_type"]
+    row = f'[[detector]]\nname = "mine"\nfamily = "{kind}"\nfolder = "mine"\nhub = "ours/{name}"\n'
+    (tmp_path / "models.toml").write_text(f'[[model]]\nname = "a"\nfamily = "llava"\nfolder = "a"\n{row}')
+    monkeypatch.setenv("MMCHAT_MODELS", str(tmp_path / "models.toml"))
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    status, out, err = run(capsys, "fetch", "mine")
+    assert (status, out.strip()) == (0, str(tmp_path / "mine")), err
+    assert {path.name for path in (tmp_path / "mine").iterdir() if path.is_file()} == {
+        *files, "manifest.json", "SHA256SUMS",
+    }  # fmt: skip
+    assert detectors.opened(tmp_path / "mine", kind, "cpu")
