@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from mmchat.dialect import DIALECTS
 from mmchat.engines.replay import FAMILY, Recorded, ReplayEngine
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements.txt")
-from mmchat.ui import reel, steps, words  # noqa: E402
+from mmchat.ui import api, files, panels, reel, steps, words  # noqa: E402
 from mmchat.ui.canvas import surface_of  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -106,6 +107,26 @@ def test_what_a_browser_says_of_a_clip_is_not_believed(desk, video):
     lied = video.model_copy(update={"seconds": 9999.0, "kind": "sound", "key": "f" * 64})
     talk = steps.begin(desk, None, (), "When?", None, lied)
     assert (talk[-1].seconds, talk[-1].clip) == (3.0, video.key)
+
+
+def test_an_answer_about_a_clip_is_saved_and_told_in_seconds(desk, surface, video, tmp_path):
+    talk = answered(desk, None, (), "When?", video)
+    path = files.save(None, talk, "Answer (JSON)", ("small", "fp32"), str(tmp_path))
+    saved = json.loads(Path(path).read_text())
+    assert saved["seconds"] == 3.0 and saved["spans"][0]["places"][0]["seconds"] == [0.75, 1.5]
+    with pytest.raises(ValueError, match="There is no picture yet"):
+        files.save(None, talk, "COCO (JSON)", ("small", "fp32"), str(tmp_path))
+    assert "0.75–1.50 s" in panels.details_html(talk[-1].answer, (1, 1), talk[-1].seconds)
+    both = answered(desk, surface, (), "When?", video)
+    told = json.loads(Path(files.save(surface, both, "Answer (JSON)", ("", ""), str(tmp_path))).read_text())
+    assert told["spans"][1]["places"][0]["seconds"] == pytest.approx([2.1, 2.7])
+
+
+def test_the_endpoint_takes_a_clip(desk, video):
+    told = api.answered(desk, "small", video.file.path, "When?", None, None, None)
+    assert told["seconds"] == 3.0 and [span["phrase"] for span in told["spans"]][0] == "The door opens"
+    with pytest.raises(ValueError, match="takes no videos"):
+        api.answered(Desk(ReplayEngine()), "replay", video.file.path, "When?", None, None, None)
 
 
 def test_a_stretch_without_a_clip_stays_words():

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from mmchat.clip import Clip, is_clip, open_clip
 from mmchat.desk import Answer, Ask, Desk, Limits, Turn
 from mmchat.export import answer_json
 from mmchat.geometry import Region, open_image, region_in
@@ -34,7 +35,7 @@ def endpoints(
         task: str | None = None,
         seed: float | None = None,
     ) -> Json:
-        """Ask about a picture: text may say @1, @2.
+        """Ask about a picture, a video or a sound: text may say @1, @2.
 
         regions: list of [x0, y0, x1, y1], [x, y] or {"kind": "scribble", "points": [[x, y], ...]} and the like, in
         pixels of the upright picture; task: one of the family's or none; seed: none for the likeliest words, else a
@@ -87,7 +88,7 @@ def answered(
     """One question asked to its end, as JSON of the `ask` command. ValueError with cause and remedy for bad input."""
     if not image:
         raise ValueError("There is no picture: hand a file over as `image`.")
-    picture = open_image(image)
+    picture = open_clip(image) if is_clip(image) else open_image(image)
     drawn = tuple(region_of(values, number, picture.size) for number, values in enumerate(regions or (), 1))
     turn = Turn("user", text or "", drawn, images=(0,))
     last: Answer | None = None
@@ -96,7 +97,8 @@ def answered(
         last = growing
     if last is None:
         raise ValueError("The model gave no answer: look at its state in the Model tab.")
-    return answer_json(last, picture.size, name, desk.engine.precision)
+    seconds = picture.seconds if isinstance(picture, Clip) else None
+    return answer_json(last, picture.size, name, desk.engine.precision, seconds)
 
 
 def region_of(values: object, number: int, size: tuple[int, int]) -> Region:

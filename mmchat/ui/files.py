@@ -13,7 +13,7 @@ from PIL import Image
 from mmchat import export, paint
 from mmchat.desk import Answer
 from mmchat.ui.canvas import Surface
-from mmchat.ui.steps import last_answer, opened, picture_of, sheet_of_answer
+from mmchat.ui.steps import last_answer, last_answered, opened, picture_of, sheet_of_answer
 from mmchat.ui.words import Talk
 
 # What is offered -> the ending of the file.
@@ -31,21 +31,27 @@ FORMS = {
 def save(surface: Surface | None, talk: Talk, form: str, model: tuple[str, str], cache: str) -> str:
     """The path of a file in Gradio's cache, named after the picture. ValueError without a picture or an answer.
 
-    model: name and precision of the model that answered.
+    model: name and precision of the model that answered. Of an answer about a clip alone there is the JSON.
     """
+    ending, last = FORMS.get(form, "png"), last_answered(talk)
+    seconds = last.seconds if last is not None and last.clip else None
+    if last is not None and last.picture == last.clip and last.answer is not None and ending == "json":
+        data = content(Image.new("RGB", (1, 1)), last.answer, ending, "clip", model, seconds)
+        return save_bytes_to_cache(data, "clip-mmchat.json", cache)
     picture_of(surface)  # a sentence where there is none
     answer, sheet = last_answer(talk), sheet_of_answer(surface, talk)
     if answer is None or sheet is None:
         raise ValueError("There is no answer about this picture yet: ask something first.")
     assert sheet.image is not None
     image, name = opened(sheet), sheet.image.orig_name or "picture.png"
-    ending = FORMS.get(form, "png")
-    data = content(image, answer, ending, name, model)
+    data = content(image, answer, ending, name, model, seconds)
     return save_bytes_to_cache(data, f"{Path(name).stem or 'picture'}-mmchat.{ending}", cache)
 
 
-def content(image: Image.Image, answer: Answer, ending: str, name: str, model: tuple[str, str]) -> bytes:
-    """The file's bytes. name: the picture's file name as formats mention it;"""
+def content(
+    image: Image.Image, answer: Answer, ending: str, name: str, model: tuple[str, str], seconds: float | None = None
+) -> bytes:
+    """The file's bytes. name: the picture's file name as formats mention it; seconds: length of the talk's clip."""
     named = (name, image.size, answer)
     if ending == "png":
         buffer = io.BytesIO()
@@ -64,5 +70,5 @@ def content(image: Image.Image, answer: Answer, ending: str, name: str, model: t
     elif ending == "label-studio.json":
         value = export.label_studio([named])
     else:
-        value = export.answer_json(answer, image.size, *model)
+        value = export.answer_json(answer, image.size, *model, seconds)
     return json.dumps(value, ensure_ascii=False, indent=2).encode()

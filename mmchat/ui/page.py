@@ -402,10 +402,11 @@ def _open_now(desk: Desk, opened: Opened) -> str:
 
 
 def _details(surface: Surface | None, talk: Talk) -> str:
-    """Of the newest answer, in pixels of the picture that it is about."""
-    sheet = steps.sheet_of_answer(surface, talk)
-    size = (sheet.size[0], sheet.size[1]) if sheet and sheet.size else None
-    return panels.details_html(steps.last_answer(talk), size)
+    """Of the newest answer, in pixels of the picture that it is about, in seconds of the clip."""
+    sheet, last = steps.sheet_of_answer(surface, talk), steps.last_answered(talk)
+    about_clip = last is not None and bool(last.clip) and last.picture == last.clip
+    size = (sheet.size[0], sheet.size[1]) if sheet and sheet.size else (1, 1) if about_clip else None
+    return panels.details_html(steps.last_answer(talk), size, last.seconds if last is not None else 0.0)
 
 
 def _buttons(on: Widgets, running: bool) -> Update:

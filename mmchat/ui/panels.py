@@ -75,8 +75,11 @@ def welcome_html(regions: bool = True) -> str:
     )
 
 
-def details_html(answer: Answer | None, size: tuple[int, int] | None) -> str:
-    """The raw answer, every place in pixels with its score, what was left out and why, and the run's counters."""
+def details_html(answer: Answer | None, size: tuple[int, int] | None, seconds: float = 0.0) -> str:
+    """The raw answer, every place in pixels with its score, what was left out and why, and the run's counters.
+
+    seconds: length of the talk's clip, for stretches of time.
+    """
     if answer is None or size is None:
         return '<p class="mm-quiet">After an answer: its raw text, its places in pixels, and what was left out.</p>'
     rows = _rows(
@@ -89,6 +92,16 @@ def details_html(answer: Answer | None, size: tuple[int, int] | None) -> str:
         )
         for index, span in enumerate(answer.spans)
         for number, place in enumerate(span.places)
+    )
+    rows += _rows(
+        (
+            f'<i class="mm-swatch" style="--mark:{colour(len(answer.spans) + number)}"></i>'
+            + (escape(answer.text[moment.start : moment.end]) or "–"),
+            "{:.2f}–{:.2f} s".format(*moment.within(seconds)) if seconds else f"{moment.first:g}–{moment.last:g}",
+            "–",
+            "–",
+        )
+        for number, moment in enumerate(answer.moments)
     )
     dropped = _rows(
         (
