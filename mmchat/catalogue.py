@@ -16,7 +16,19 @@ from mmchat.family import Family
 from mmchat.geometry import Box, Frame, Region
 from mmchat.nets import weights
 
-HEAD = ("family", "title", "frame", "takes", "road in", "road out", "parts", "checkpoint", "licence", "verified")
+HEAD = (
+    "family",
+    "title",
+    "frame",
+    "takes",
+    "road in",
+    "road out",
+    "parts",
+    "checkpoint",
+    "licence",
+    "verified",
+    "unverified",
+)
 WAYS = {
     "squash": "squashed to a square",
     "pad": "padded to a square",
@@ -34,7 +46,8 @@ A picture is fitted into the *frame*; numbers refer to it and come back to the p
 the prompt holds for a drawn box (x 0.25 to 0.6, y 0.4 to 0.9 of a picture of 640 x 480), the *road out* how the model
 writes the same box, called "it"; candidates are numbered where a model points at them. *Parts* are the slots of its
 model, then the folders that it needs beside its own. *Verified* counts the cases recorded from the original system
-that `python -m mmchat golden tests/golden` recomputes, and says what else holds the family to its original."""
+that `python -m mmchat golden tests/golden` recomputes, and says what else holds the family to its original;
+*unverified* is what could not be held to it."""
 
 
 def markdown() -> str:
@@ -51,7 +64,7 @@ def row(name: str) -> tuple[str, ...]:
     takes = ", ".join(sorted(record.takes)) or "no regions"
     return (
         name, record.title, _frame(frame), takes, way_in, way_out, parts(record), checkpoints(name), record.licence,
-        verified(name),
+        verified(name), record.unverified or "nothing",
     )  # fmt: skip
 
 

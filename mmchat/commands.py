@@ -194,6 +194,8 @@ def models(options: argparse.Namespace, out: TextIO) -> int:
     for row in rows:
         print(f"{row['name']:14} {row['family']:14} {row['missing'] or 'ready'}", file=out)
         print(f"{'':29} {row['title']}; {row['folder']}", file=out)
+        if row["unverified"]:
+            print(f"{'':29} Not verified: {row['unverified']}", file=out)
     return 0
 
 

@@ -209,13 +209,14 @@ def finders() -> list[dict[str, Any]]:
 def _row(entry: Entry) -> dict[str, Any]:
     row = {
         "name": entry.name, "title": entry.title or entry.name, "family": entry.family, "about": "", "licence": "",
-        "folder": str(entry.folder), "precision": entry.precision,
+        "unverified": "", "folder": str(entry.folder), "precision": entry.precision,
     }  # fmt: skip
     try:
         known = detectors.record(entry.family) if entry.detector else family.load(entry.family)
     except ValueError as error:
         return {**row, "missing": str(error)}
     row["about"], row["licence"] = known.about, known.licence
+    row["unverified"] = getattr(known, "unverified", "")  # detectors have no such sentence
     return {**row, "missing": detectors.missing(entry) if entry.detector else missing(entry)}
 
 

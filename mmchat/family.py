@@ -59,6 +59,7 @@ class Family:
     keep: tuple[str, ...] = ()  # full module paths never quantised
     heats: tuple[str, ...] = ()  # kinds of heat map this family can give
     licence: str = ""
+    unverified: str = ""  # one sentence: what of it could not be held to its original
     procedure: Callable[..., Any] | None = None
     types: tuple[str, ...] = ()  # model_type of its config.json, beside the dwarf's
     marks: tuple[str, ...] = ()  # tokens that it adds behind its tokenizer's own, in this order
@@ -76,8 +77,8 @@ class Family:
 class Limits:
     """How long and how freely a model may speak. temperature 0 is greedy.
 
-    Where a model answers with pictures of the user's: `pictures` for one mark at most (0..9), and `readiness` (0..3), by
-    which the mark's score is multiplied before a token is chosen.
+    Where a model answers with pictures of the user's: `pictures` for one mark at most (0..9), and `readiness` (0..3),
+    by which the mark's score is multiplied before a token is chosen.
     """
 
     new_tokens: int = 256

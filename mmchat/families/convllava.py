@@ -136,6 +136,7 @@ FAMILY = Family(
     parts=(ENCODER,),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here, nor how well they take pictures that are not square.",
     licence="Code Apache 2.0; weights under the Llama 2 Community License; training data partly for research only.",
     dwarf={
         "model_type": "llava", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

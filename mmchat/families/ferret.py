@@ -332,6 +332,8 @@ FAMILY = Family(
     takes=frozenset({"box", "point", "scribble", "polygon", "mask"}),
     keep=("vision", "bridge", "regions", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here; "
+    "Ferret-UI's tiles follow its code without recorded numbers, Ferret-v2 follows its paper alone.",
     licence="Code under Apple's sample code licence; weights CC BY-NC 4.0, made from LLaMA: research only.",
     dwarf={
         "model_type": "ferret", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -228,6 +228,7 @@ FAMILY = Family(
     takes=frozenset({"box"}),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention"),
+    unverified="Its published weights were never run here.",
     licence="MIT, code and weights.",
     marks=MARKS,
     dwarf={

@@ -229,6 +229,7 @@ FAMILY = Family(
     takes=frozenset({"several pictures"}),
     keep=("vision", "bridge", "head", "language.lm_head"),
     heats=("feature norm", "components", "likeness"),
+    unverified="Its published maps were never run here.",
     licence="Code and maps Apache 2.0; OPT under Meta's OPT licence, for research only; CLIP MIT.",
     marks=MARKS,
     retrieves=RET,

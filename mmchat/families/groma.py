@@ -230,6 +230,7 @@ FAMILY = Family(
     takes=frozenset({"box"}),
     keep=("vision", "bridge", "proposer", "regions", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here.",
     licence="Code and weights Apache 2.0; built on Vicuna, under the Llama 2 licence.",
     marks=MARKS,
     dwarf={

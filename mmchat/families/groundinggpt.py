@@ -204,6 +204,8 @@ FAMILY = Family(
     ),
     keep=("vision", "bridge", "watching", "ears", "hearing", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here; "
+    "of its ears, and of how frames and samples are decoded, no numbers are recorded.",
     licence="Code Apache 2.0; weights are made from Vicuna 1.5 under the Llama 2 Community License, the ears are "
     "ImageBind's (CC BY-NC 4.0: not for commercial use).",
     types=("LEGO",),

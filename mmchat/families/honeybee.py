@@ -157,6 +157,7 @@ FAMILY = Family(
     fold=Fold((r"^bridge\.pos_emb$",), without_class_row),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "sampling points", "attention", "logit lens"),
+    unverified="Its published weights were never run here.",
     licence="Code Apache 2.0; weights CC BY-NC 4.0 and, through Vicuna, the Llama 2 Community License.",
     dwarf={
         "model_type": "honeybee",

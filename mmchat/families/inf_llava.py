@@ -110,6 +110,7 @@ FAMILY = Family(
     heats=(
         "feature norm", "components", "likeness", "before fuser", "after fuser", "attention", "logit lens",
     ),
+    unverified="Its published weights were never run here.",
     licence="Weights under the Meta Llama 3 Community License; training data partly for research only.",
     dwarf={
         "model_type": "llava_llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

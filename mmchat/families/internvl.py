@@ -112,6 +112,7 @@ FAMILY = Family(
     takes=frozenset({"box", "several pictures"}),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here.",
     licence="Code MIT; weights Apache 2.0, as the Qwen2.5 in them (78B: Qwen Licence).",
     dwarf={
         "model_type": "internvl", "image_token_id": 300, "tie_word_embeddings": False, "downsample_ratio": 0.5,

@@ -145,6 +145,7 @@ FAMILY = Family(
     drop=(r"position_ids$", r"embed_positions\.weights$"),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness"),
+    unverified="Its published weights were never run here.",
     licence="MIT, code and weights.",
     types=("kosmos-2",),
     dwarf={

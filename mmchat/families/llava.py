@@ -101,6 +101,7 @@ FAMILY = Family(
     types=("llava_llama", "llava_mistral"),
     speaks=speaks,
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here; what the boxes of 1.6 refer to, its authors do not say.",
     licence="Code Apache 2.0; weights under the Llama 2 Community License; training data partly for research only.",
     dwarf={
         "model_type": "llava", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

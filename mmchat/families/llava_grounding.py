@@ -227,8 +227,7 @@ _BASE = replace(TEMPLATES["llava_grounding"], tasks=TASKS, words=frozenset({"reg
 FAMILY = Family(
     name="llava_grounding",
     title="LLaVA-Grounding",
-    about="Talks about pictures and marks what it names with boxes and masks; answers about a place that is drawn. "
-    "The decoder of drawn places is not held to recorded numbers.",
+    about="Talks about pictures and marks what it names with boxes and masks; answers about a place that is drawn.",
     template=Spoken(**{field.name: getattr(_BASE, field.name) for field in fields(Template)}),
     dialect=DIALECTS["llava_grounding"],
     frame=frame,
@@ -256,6 +255,8 @@ FAMILY = Family(
     takes=frozenset({"box", "point", "scribble", "polygon", "mask"}),
     keep=("vision", "bridge", "regions", "head", "language.lm_head"),
     heats=("feature norm", "components", "likeness"),
+    unverified="Its published weights were never run here; "
+    "the decoder of drawn places follows the authors' code without recorded numbers.",
     licence="Code Apache 2.0; weights made from Vicuna, under LLaMA's licence: research only.",
     types=("llava",),
     marks=MARKS,

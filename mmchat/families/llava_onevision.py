@@ -145,6 +145,7 @@ FAMILY = Family(
     takes=frozenset({"several pictures"}),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here.",
     licence="Apache 2.0, code and weights; a part of the training data for research only.",
     dwarf={
         "model_type": "llava_onevision", "image_token_index": 300, "video_token_index": 301,

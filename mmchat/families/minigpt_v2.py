@@ -142,6 +142,7 @@ FAMILY = Family(
     ),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here.",
     licence="Code BSD 3-Clause; Llama 2 Community License for what was trained from it; EVA under MIT.",
     dwarf={
         "model_type": "minigpt_v2", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

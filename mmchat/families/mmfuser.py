@@ -92,6 +92,7 @@ FAMILY = Family(
         "feature norm", "components", "likeness", "before fuser", "after fuser", "sampling points", "attention",
         "logit lens",
     ),
+    unverified="No weights of it were ever published, so none were run.",
     licence="Code Apache 2.0; what is trained from Vicuna falls under the Llama 2 Community License.",
     dwarf={
         "model_type": "llava", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -111,6 +111,7 @@ FAMILY = Family(
     takes=frozenset(),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness"),
+    unverified="Its published weights were never run here.",
     licence="Gemma Terms of Use, code Apache 2.0.",
     dwarf={
         "model_type": "paligemma", "image_token_index": 300, "projection_dim": 64, "hidden_size": 64,

@@ -87,6 +87,7 @@ FAMILY = Family(
     takes=frozenset({"box", "point", "several pictures"}),
     keep=("vision", "language.lm_head"),
     heats=("feature norm", "components", "likeness"),
+    unverified="Its published weights were never run here.",
     licence="7B Apache 2.0; 3B Qwen Research Licence, not for commerce; 72B Qwen Licence.",
     dwarf={
         "model_type": "qwen2_5_vl", "tie_word_embeddings": False,

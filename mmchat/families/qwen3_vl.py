@@ -88,6 +88,7 @@ FAMILY = Family(
     takes=frozenset({"box", "point", "several pictures"}),
     keep=("vision", "language.lm_head"),
     heats=("feature norm", "components", "likeness"),
+    unverified="Its published weights were never run here.",
     licence="Apache 2.0, code and weights.",
     dwarf={
         "model_type": "qwen3_vl", "tie_word_embeddings": False,

@@ -98,6 +98,7 @@ FAMILY = Family(
     takes=frozenset({"box", "point"}),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here.",
     licence="Code CC BY-NC 4.0; weights are a difference to LLaMA, under that model's licence: research only.",
     dwarf={
         "model_type": "shikra", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -157,6 +157,7 @@ FAMILY = Family(
     takes=frozenset({"several pictures"}),
     keep=("vision", "bridge", "language.lm_head"),
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
+    unverified="Its published weights were never run here.",
     licence="Apache 2.0, code and weights.",
     dwarf={
         "model_type": "smolvlm", "image_token_id": 300, "tie_word_embeddings": False, "scale_factor": 2,

@@ -48,8 +48,13 @@ def head_html(desk: Desk, name: str) -> str:
     return (
         '<header class="mm-head"><h1>mmchat</h1>'
         f'<span class="mm-pill"><b>{escape(family.title)}</b> {escape(which)}</span>{faults_html(desk)}'
-        f'<span class="mm-about">{escape(family.about)}</span></header>'
+        f'<span class="mm-about">{escape(family.about)}{_unverified(family.unverified)}</span></header>'
     )
+
+
+def _unverified(said: str) -> str:
+    """What of a model could not be held to its original, small print behind what it is."""
+    return f' <small class="mm-unverified">Not verified: {escape(said)}</small>' if said else ""
 
 
 def faults_html(desk: Desk) -> str:
@@ -167,7 +172,8 @@ def models_html(rows: Sequence[Mapping[str, Any]], opened: str) -> str:
         state = "open" if name == opened else "not here" if missing else "ready"
         why = f" <small>{escape(str(missing))}</small>" if missing and name != opened else ""
         about = str(row.get("about") or row.get("title") or "")
-        lines.append((f"<b>{escape(name)}</b>", escape(about), state + why))
+        what = escape(about) + _unverified(str(row.get("unverified") or ""))
+        lines.append((f"<b>{escape(name)}</b>", what, state + why))
     return _table("Models here", "Name|What it is|State", _rows(lines), "Only the open model is known.")
 
 
