@@ -285,13 +285,16 @@ function toolGroup() {
   return part('div', 'mm-group', known.map(toolButton));
 }
 
-function brushGroup() {
+// Below the picture, so that it stays where it is when the brush is taken up.
+function brushRow() {
   const size = part('input');
   Object.assign(size, { type: 'range', min: 1, max: 20, value: brush, title: 'Size of the brush' });
   size.setAttribute('aria-label', 'Size of the brush');
   size.addEventListener('input', () => setBrush(Number(size.value)));
-  const wipe = button('Wipe instead of paint', 'mm-wipe', () => { wiping = !wiping; draw(); }, 'wipe');
-  return part('div', 'mm-group mm-brush', [size, wipe, button('Begin another shape', 'mm-another', () => choose(null), 'larger')]);
+  const wipe = button('Wipe', 'mm-wipe', () => { wiping = !wiping; draw(); });
+  const row = part('div', 'mm-brush', [part('span', 'mm-quiet', 'Brush'), size, wipe, button('New shape', 'mm-another', () => choose(null))]);
+  row.hidden = true;
+  return row;
 }
 
 function fullView(one) {
@@ -313,7 +316,6 @@ function fullView(one) {
     : 'The picture with the places of the answer.');
   const bar = part('div', 'mm-bar', [
     toolGroup(),
-    takes('mask') ? brushGroup() : null,
     offered().length ? part('div', 'mm-group', [button('Undo', 'mm-undo', undo, 'undo'), button('Delete the selected region', 'mm-remove', () => remove(), 'remove')]) : null,
     part('div', 'mm-group', [button('Smaller', '', () => setZoom(zoom - 0.5), 'smaller'), part('span', 'mm-zoom', '100%'), button('Larger', '', () => setZoom(zoom + 0.5), 'larger')]),
     part('div', 'mm-group mm-end', [
@@ -327,7 +329,7 @@ function fullView(one) {
   strip.hidden = true;
   strip.setAttribute('role', 'group');
   strip.setAttribute('aria-label', 'Pictures of this talk');
-  return [bar, part('div', 'mm-view', [inner]), strip, part('ul', 'mm-regions')];
+  return [bar, part('div', 'mm-view', [inner]), brushRow(), strip, part('ul', 'mm-regions')];
 }
 
 // Brings the surface in line with the value Python or the user gave.

@@ -658,14 +658,14 @@ def test_a_painted_shape_reaches_the_desk_cell_by_cell(drawer: Visit, photo: Pat
     assert region.box.pixels((WIDTH, HEIGHT)) == pytest.approx(box, abs=cell)
     for (x, y), inside in {(0.2, 0.3): 1, (0.35, 0.6): 1, (0.25, 0.3): 1, (0.25, 0.5): 0, (0.5, 0.5): 0}.items():
         assert cells[int(y * 171), int(x * 256)] == inside
-    drawer.page.get_by_role("button", name="Wipe instead of paint").click()
+    drawer.page.get_by_role("button", name="Wipe").click()
     drawer.stroke((0.35, 0.45), (0.35, 0.7))
     left = drawer.asked("What is @1 now?").turns[-1].regions[-1].mask
     assert left is not None
     for (x, y), inside in {(0.35, 0.37): 1, (0.35, 0.45): 0, (0.35, 0.6): 0, (0.2, 0.3): 1}.items():
         assert left.array()[int(y * 171), int(x * 256)] == inside
-    drawer.page.get_by_role("button", name="Wipe instead of paint").click()
-    drawer.page.get_by_role("button", name="Begin another shape").click()
+    drawer.page.get_by_role("button", name="Wipe").click()
+    drawer.page.get_by_role("button", name="New shape").click()
     drawer.clicks((0.8, 0.8))
     assert drawer.page.locator(".mm-region.mm-mask").count() == 2
     drawer.page.locator(".mm-stage").focus()

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,8 @@ gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install 
 from gradio.data_classes import FileData  # noqa: E402  (after the check above)
 
 from mmchat.paint import PALETTE  # noqa: E402
-from mmchat.ui import api, files, panels, steps, words  # noqa: E402
-from mmchat.ui.canvas import MOST_REGIONS, Surface, examples_in, regions_of, surface_of  # noqa: E402
+from mmchat.ui import api, files, layout, panels, steps, words  # noqa: E402
+from mmchat.ui.canvas import MOST_REGIONS, Sheet, Surface, examples_in, regions_of, surface_of  # noqa: E402
 from mmchat.ui.page import build, launch_options  # noqa: E402
 
 BUS, PEOPLE = Box(0.1, 0.3, 0.55, 0.8), (Box(0.6, 0.4, 0.72, 0.82), Box(0.74, 0.42, 0.86, 0.84))
@@ -196,12 +197,38 @@ def test_a_failure_becomes_a_card_with_its_sentence_and_an_unexpected_one_hides_
         {"id": True, "kind": "box", "box": [0.1, 0.1, 0.5, 0.5]},
         {"id": 1, "kind": "blob", "box": [0.1, 0.1, 0.5, 0.5]},
         {"id": 1, "kind": "point"},
+        {"id": 1, "kind": ["box"], "box": [0.1, 0.1, 0.5, 0.5]},
+        {"id": 1, "kind": "scribble", "box": [0.1, 0.1, 0.5, 0.5]},
+        {"id": 1, "kind": "scribble", "points": [[0.1, float("nan")]]},
+        {"id": 1, "kind": "scribble", "points": [[0.1, 0.1]] * 2001},
+        {"id": 1, "kind": "polygon", "points": [[0.1, 0.1], [0.5, 0.5]]},
+        {"id": 1, "kind": "mask", "mask": {"size": [2, 2], "runs": [4]}},
+        {"id": 1, "kind": "mask", "mask": {"size": [10_000, 10_000], "runs": [0, 100_000_000]}},
+        {"id": 1, "kind": "mask", "mask": {"size": [2, "2"], "runs": [0, 4]}},
+        {"id": 1, "kind": "mask", "mask": [[1]]},
+        {"id": 1, "kind": "box", "box": [0.1, 0.1, 0.5, 0.5], "image": 1},
+        {"id": 1, "kind": "box", "box": [0.1, 0.1, 0.5, 0.5], "image": -1},
         {},
     ],
 )
 def test_a_region_that_no_hand_can_draw_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"[Rr]egion"):
         regions_of(Surface(regions=[bad]))
+
+
+def test_every_shape_that_a_hand_can_draw_is_understood() -> None:
+    line = [[0.2, 0.2], [0.4, 0.6], [0.3, 0.7]]
+    shapes = [
+        {"id": 1, "kind": "point", "box": [0.2, 0.3, 0.2, 0.3]},
+        {"id": 2, "kind": "scribble", "points": line, "box": [0, 0, 1, 1]},
+        {"id": 3, "kind": "polygon", "points": line},
+        {"id": 4, "kind": "mask", "mask": {"size": [4, 2], "runs": [5, 2, 1]}, "image": 1},
+    ]
+    found = regions_of(Surface(regions=shapes, more=[Sheet()]))
+    assert [found[number].kind for number in found] == ["point", "scribble", "polygon", "mask"]
+    assert found[1].points == (Point(0.2, 0.3),)
+    assert found[2].box == found[3].box == Box(0.2, 0.2, 0.4, 0.7)
+    assert found[4].box == Box(0.25, 0.5, 0.75, 1) and found[4].image == 1
 
 
 def test_too_many_regions_are_refused() -> None:
@@ -369,22 +396,121 @@ def test_eight_users_at_once_get_their_own_answers(photo: Path) -> None:
     assert found == {number: f"{0.1 * number:.2f}" for number in range(8)}
 
 
-@pytest.mark.parametrize("field", ["image", "view"])
+@pytest.mark.parametrize("field", ["image", "view", "more"])
 @pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}])
 def test_a_forged_path_on_the_surface_is_refused(client, tmp_path: Path, field: str, meta: dict[str, object]) -> None:
     import httpx
 
     secret = tmp_path / "secret.png"
     Image.new("RGB", (8, 8), "red").save(secret)
-    forged = {"image": None, "view": None, "size": [8, 8], "regions": [], field: {"path": str(secret), **meta}}
+    file = {"path": str(secret), **meta}
+    forged = {"image": None, "view": None, "size": [8, 8], "regions": [], field: file}
+    if field == "more":
+        forged["more"] = [{"image": file, "view": None, "size": None}]
     config = httpx.get(f"{client.src}config").json()
-    wanted = [one for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == "picture"]
+    event = "added" if field == "more" else "picture"
+    wanted = [one for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == event]
     session = {"session_hash": f"forger{field}{len(meta)}", "fn_index": wanted[0]["id"]}
     httpx.post(f"{client.src}gradio_api/queue/join", json={"data": [forged], **session}).raise_for_status()
     with httpx.stream("GET", f"{client.src}gradio_api/queue/data", params=session, timeout=20) as stream:
         ended = next(json.loads(line[6:]) for line in stream.iter_lines() if "process_completed" in line)
     assert ended["success"] is False
     assert str(secret) not in json.dumps(ended.get("output", {}).get("data", ""))
+
+
+# Several pictures, and models that take other things.
+
+
+def several(*paths: Path, shown: int = 0, regions: tuple[dict[str, object], ...] = ()) -> Surface:
+    first, *more = (Sheet(image=FileData(path=str(path)), size=[64, 48]) for path in paths)
+    return Surface(**dict(first), more=more, shown=shown, regions=list(regions))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    paths = (tmp_path / "one.png", tmp_path / "two.png")
+    for path, colour in zip(paths, ("red", "teal"), strict=True):
+        Image.new("RGB", (64, 48), colour).save(path)
+    return paths
+
+
+def taking(*kinds: str) -> Desk:
+    engine = ReplayEngine(ANSWERS)
+    engine.family = replace(engine.family, takes=frozenset(kinds))
+    return Desk(engine)
+
+
+def test_a_picture_that_is_added_comes_with_the_next_question(two: tuple[Path, Path]) -> None:
+    desk = taking("box", "several pictures")
+    talk = said(desk, several(two[0]), "What do you see?")
+    laid = several(*two, shown=1, regions=({**drawn(3, 0.1, 0.1, 0.5, 0.5), "image": 1},))
+    talk = said(desk, laid, "What is @3?", talk)
+    assert [exchange.question.images for exchange in talk] == [(0,), (1,)]
+    assert talk[1].question.regions[0].image == 1 and talk[1].answer.shown == 1
+    assert talk[1].picture == talk[1].pictures[1] != talk[0].picture
+    again = said(desk, laid, "And now?", talk)
+    assert len(again) == 3 and again[2].question.images == ()
+    assert f'data-picture="{talk[0].picture}"' in words.talk_html(talk)
+    assert steps.sheet_of_answer(laid, talk).image.path == str(two[1])
+
+
+def test_without_a_picture_of_the_talk_a_new_one_begins(two: tuple[Path, Path]) -> None:
+    desk = taking("several pictures")
+    talk = said(desk, several(*two), "What do you see?")
+    assert talk[0].question.images == (0, 1)
+    assert len(steps.begin(desk, several(two[1]), talk, "And here?", None)) == 1
+    assert len(steps.begin(desk, several(two[1], two[0]), talk, "And here?", None)) == 1
+    with pytest.raises(ValueError, match="no longer here"):
+        list(steps.speak(desk, several(two[1]), steps.begin(desk, several(*two), talk, "And here?", None)))
+
+
+def test_a_model_of_one_picture_is_asked_about_the_one_that_is_shown(two: tuple[Path, Path]) -> None:
+    desk = taking("box")
+    regions = (drawn(1, 0.1, 0.1, 0.5, 0.5), {**drawn(2, 0.2, 0.2, 0.6, 0.6), "image": 1})
+    laid = several(*two, shown=1, regions=regions)
+    talk = said(desk, laid, "What is @2?")
+    assert len(talk[0].pictures) == 1 and steps.sheet_of_answer(laid, talk).image.path == str(two[1])
+    assert [region.image for region in talk[0].question.regions] == [0]
+    with pytest.raises(ValueError, match=r"no region @1 on the picture \(drawn: @2\)"):
+        steps.begin(desk, laid, talk, "What is @1?", None)
+
+
+def test_a_heat_map_is_of_the_picture_that_is_shown_or_of_the_regions(two: tuple[Path, Path]) -> None:
+    desk = taking("box", "several pictures")
+    regions = (drawn(1, 0.1, 0.1, 0.5, 0.5), {**drawn(2, 0.2, 0.2, 0.6, 0.6), "image": 1})
+    laid = several(*two, regions=regions)
+    talk = said(desk, laid, "What do you see?")
+    first, last = talk[0].pictures
+    assert steps.heat(desk, laid, talk, "feature norm", "").info["picture"] == first
+    assert steps.heat(desk, laid, talk, "likeness", "@2").info["picture"] == last
+    assert steps.heat(desk, several(*two, shown=1), talk, "feature norm", "").info["picture"] == last
+
+
+def test_too_many_pictures_are_refused(two: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="9 pictures, at most 8"):
+        steps.begin(taking("several pictures"), several(*[two[0]] * 9), (), "What?", None)
+
+
+def test_the_page_says_what_each_family_can_take_and_asks_for_what_its_tasks_need(desk: Desk) -> None:
+    from mmchat import family
+    from mmchat.geometry import KINDS
+
+    for name in family.names():
+        record = family.load(name)
+        opened = SimpleNamespace(engine=SimpleNamespace(family=record))
+        assert set(layout.abilities(opened).takes) == record.takes
+        assert ("@1" in layout.chat_html(opened, ())) == bool(record.takes & set(KINDS))
+        for task in record.template.tasks:
+            told = layout.hint(opened, task.name)
+            needs = {"": "no words are needed", "phrase": "in your words", "region": "draw a region"}[task.needs]
+            assert (
+                (told == "Ask about the picture")
+                if task.pattern == "{text}"
+                else (task.label in told and needs in told)
+            )
+            assert task.needs != "region" or record.takes & set(KINDS), name
+        names = [value for _, value in layout.task_choice(opened)["choices"]]
+        assert names == [task.name for task in record.template.tasks] and layout.task_choice(opened)["value"] in names
 
 
 # Frames.
