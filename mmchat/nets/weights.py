@@ -347,7 +347,18 @@ class _Target:
         if device == "disk":
             self._put_away(name, tensor)
             return
+        self._agree(name, tensor)
         self._assign(name, tensor.to(device))
+
+    def _agree(self, name: str, tensor: torch.Tensor) -> None:
+        """ValueError where another name brought the same parameter with other values."""
+        twins = [twin for twin in self.twins[id(self.wanted[name])] if twin != name and twin in self.done]
+        placed = self.model.state_dict(keep_vars=True)[name] if twins else tensor
+        if not placed.is_meta and not torch.equal(placed, tensor.to(placed.device)):
+            raise ValueError(
+                f"{name} in {self.found[0].path} differs from {twins[0]}, which config.json says it is: "
+                'write "tie_word_embeddings": false there.'
+            )
 
     @staticmethod
     def _owners(name: str) -> Iterator[str]:
