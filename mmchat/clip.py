@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FRAMES = 64  # pictures that are kept of a video at most
 SIDE = 720  # pixels of the longer side of a kept picture at most: what models see is smaller
 SHORTEST, LONGEST = 0.1, 600.0  # seconds
+RATES = range(1000, 768_001)  # samples of a sound a second
 HEAVIEST = 2 << 30  # bytes of a file
 NAMED = "an MP4, WebM, MKV, MOV or AVI video, or a WAV, FLAC, MP3 or OGG sound"
 # How files begin. A decoder that guesses for itself would also follow a playlist to other files and machines.
@@ -188,11 +189,11 @@ def _wav(path: str, name: str) -> Clip | None:
     try:
         with wave.open(path, "rb") as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            if rate < 1 or width > 4:
+            if rate not in RATES or width > 4:
                 return None
             _checked(file.getnframes() / rate, name)
             data = file.readframes(int(LONGEST * rate))
-    except (wave.Error, EOFError):
+    except (wave.Error, EOFError, RuntimeError):  # the last: a piece that is said to go on behind the file's end
         return None
     whole = len(data) // (width * channels)
     first = np.frombuffer(data, np.uint8, whole * width * channels).reshape(whole, -1)[:, :width]
@@ -218,7 +219,9 @@ def _sound(path: str, name: str) -> Clip:
         with av.open(path, options={"protocol_whitelist": "file"}) as file:
             if not file.streams.audio:
                 raise ValueError(f"{name} holds no video and no sound: choose {NAMED}.")
-            rate = file.streams.audio[0].rate
+            rate = getattr(file.streams.audio[0], "rate", 0) or 0
+            if rate not in RATES:
+                raise _damaged(name, f"{rate} samples a second")
             parts = list(_channel(file, rate, name))
     except av.error.FFmpegError as error:
         raise _damaged(name, error.strerror) from None

@@ -168,6 +168,34 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, make, name, words):
     assert str(told.value).endswith(".") and "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("kind", ["a.avi", "a.mp4", "a.webm", "a.wav", "a.flac", "a.ogg"])
+def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path, kind):
+    codes = {"a.avi": "MJPG", "a.mp4": "mp4v", "a.webm": "VP80"}
+    codecs = {"a.flac": "flac", "a.ogg": "libopus"}
+    if kind in codes:
+        path = video(tmp_path / kind, code=codes[kind])
+    elif kind in codecs:
+        path = encoded(tmp_path / kind, tone(0.5, 48000), 48000, codecs[kind])
+    else:
+        path = sound(tmp_path / kind, tone(0.5, 8000), 8000)
+    whole, random = path.read_bytes(), np.random.default_rng(5)
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in random.integers(0, min(len(data), random.choice([64, 400, len(data)])), random.choice([1, 3, 20])):
+            data[place] = random.integers(256)
+        path.write_bytes(data[: random.integers(8, len(data))] if random.random() < 0.3 else data)
+        try:
+            found = open_clip(path)
+            assert found.seconds > 0 and (found.frames or len(found.samples))
+        except ValueError as told:
+            assert str(told).startswith("a.") and str(told).endswith(".")
+
+
+def test_a_sound_of_an_impossible_rate_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a.wav is damaged"):
+        open_clip(sound(tmp_path / "a.wav", tone(1, 8000), 7))
+
+
 @pytest.mark.parametrize("make", [lambda path: video(path), lambda path: sound(path, tone(2, 8000), 8000)])
 def test_a_clip_that_is_too_long_is_refused(tmp_path, monkeypatch, make):
     monkeypatch.setattr(clip, "LONGEST", 1.0)

@@ -57,13 +57,37 @@ def test_silence_is_the_floor_and_not_infinite():
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
 def test_a_tone_stays_a_tone_at_another_rate(rate):
     wave = [torch.sin(2 * math.pi * 440 * torch.arange(per, dtype=torch.float64) / per) for per in (rate, RATE)]
-    made = resampled(wave[0].float(), rate, RATE)
+    made = resampled(wave[0].float(), rate, 0, RATE)
     assert len(made) == RATE and (made - wave[1]).abs()[400:-400].max() < 2e-3
 
 
 def test_what_is_too_high_for_the_new_rate_is_gone():
     wave = torch.sin(2 * math.pi * 12000 * torch.arange(48000, dtype=torch.float64) / 48000)
-    assert resampled(wave.float(), 48000, RATE)[400:-400].abs().max() < 0.01
+    assert resampled(wave.float(), 48000, 0, RATE)[400:-400].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44099, 48000])
+def test_a_part_is_resampled_as_in_the_whole(rate):
+    wave = noise(1.5, rate)
+    whole = resampled(wave, rate, 0, RATE)
+    assert torch.equal(resampled(wave, rate, 3001, 7777), whole[3001:7777])
+
+
+def test_resampling_is_the_published_filter():
+    """The filter bank that torchaudio documents: one row of weights for each of 160 phases of 441 samples."""
+    wave, old, new = noise(0.4, 44100), 441, 160
+    cut = 0.99 * new
+    width = math.ceil(6 * old / cut)
+    times = torch.arange(0, -new, -1, dtype=torch.float64)[:, None] / new
+    times = ((times + torch.arange(-width, width + old, dtype=torch.float64) / old) * cut).clamp(-6, 6)
+    weights = torch.where(times == 0, 1.0, (times * math.pi).sin() / (times * math.pi)) * (cut / old)
+    weights = weights * torch.cos(times * math.pi / 6 / 2) ** 2
+    padded = nn.functional.pad(wave.double()[None, None], (width, width + old))
+    theirs = nn.functional.conv1d(padded, weights[:, None], stride=old)[0].T.flatten()[
+        : math.ceil(new * len(wave) / old)
+    ]
+    ours = resampled(wave, 44100, 0, len(theirs))
+    assert len(theirs) == 6400 and torch.allclose(ours, theirs.float(), atol=1e-6)
 
 
 def test_clips_lie_at_the_start_the_middle_and_the_end():

@@ -35,10 +35,11 @@ def pictures(samples: torch.Tensor, rate: int) -> torch.Tensor:
     """Samples [N] in -1..1 -> [CLIPS, 1, BINS, FRAMES], normalised: clips evenly laid over the sound, a shorter sound
     again and again.
     """
-    samples = resampled(samples.float(), rate, RATE)
-    latest = Fraction(max(len(samples) / RATE - SECONDS, 0))
+    samples, length = samples.float(), -(-len(samples) * RATE // rate)
+    latest = Fraction(max(length / RATE - SECONDS, 0))
     starts = [latest * number / (CLIPS - 1) for number in range(CLIPS)]
-    clips = [samples[int(start * RATE) : int((start + SECONDS) * RATE)] for start in starts]
+    ends = [min(int((start + SECONDS) * RATE), length) for start in starts]
+    clips = [resampled(samples, rate, int(start * RATE), end) for start, end in zip(starts, ends, strict=True)]
     made = torch.stack([filter_bank(clip) for clip in clips])[:, None]
     return (made - MEAN) / STD
 
@@ -75,22 +76,23 @@ def triangles() -> torch.Tensor:
     return F.pad(weights, (0, 1)).float()
 
 
-def resampled(samples: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
-    """Samples [N] at another rate: a sinc under Hann's window, six crossings to a side, cut off at 99 % of the lower
-    rate's highest pitch, as torchaudio does.
+def resampled(samples: torch.Tensor, rate: int, first: int, last: int) -> torch.Tensor:
+    """What samples [N] would be at RATE, from `first` to before `last`: a sinc under Hann's window, six crossings to a
+    side, cut off at 99 % of the lower rate's highest pitch, as torchaudio does. Silence lies around the samples.
     """
-    if rate == wanted or not len(samples):
-        return samples
-    shared = math.gcd(rate, wanted)
-    old, new = rate // shared, wanted // shared
-    cut = 0.99 * min(old, new)
-    reach = math.ceil(6 * old / cut)
-    places = torch.arange(-reach, reach + old, dtype=torch.float64) / old
-    times = ((places - torch.arange(new, dtype=torch.float64)[:, None] / new) * cut).clamp(-6, 6)
-    kernel = torch.sinc(times) * torch.cos(times * math.pi / 12).square() * (cut / old)
-    padded = F.pad(samples[None, None], (reach, reach + old))
-    made = F.conv1d(padded, kernel.float()[:, None], stride=old)[0]
-    return made.T.flatten()[: math.ceil(new * len(samples) / old)]
+    if rate == RATE:
+        return samples[first:last]
+    step, cut = rate / RATE, 0.99 * min(rate, RATE) / rate  # samples a new sample; crossings a sample
+    reach = math.ceil(6 / cut)
+    made = []
+    for few in torch.arange(first, last, dtype=torch.float64).split(2048):
+        places = few * step
+        near = places.floor().long()[:, None] + torch.arange(-reach, reach + 2)
+        times = ((near - places[:, None]) * cut).clamp(-6, 6)
+        weights = torch.sinc(times) * torch.cos(times * math.pi / 12).square() * cut
+        inside = (near >= 0) & (near < len(samples))
+        made.append((weights * samples[near.clamp(0, len(samples) - 1)] * inside).sum(1))
+    return torch.cat(made).float()
 
 
 # Pictures -> directions
