@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import AddedToken
 from transformers import (
+    BartTokenizer,
     Florence2ForConditionalGeneration,
     Florence2Processor,
     GenerationConfig,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -51,17 +51,37 @@ RULES = {  # as published, with the dwarf's ids
 BOX = Region("box", Box(0.21, 0.13, 0.66, 0.91))
 
 
-def tokenizer(marks: tuple[str, ...] = (*MARKS, "<image>")) -> Any:
-    """One token for each byte, then the marks."""
-    made = dwarfs.byte_tokenizer()
-    made.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+def bart(marks: tuple[str, ...] = (*MARKS, "<image>")) -> Any:
+    """BART's kind of tokenizer with one token for each byte, then the dwarf's marks of begin and end, then these."""
+    words = {sign: index for index, sign in enumerate([*dwarfs.BYTES, "<s>", "</s>", "<pad>"])}
+    made = BartTokenizer(vocab=words, merges=[], unk_token="<pad>", mask_token="<pad>")
+    made.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
     return made
 
 
-def write_tokenizer(folder: Path, marks: tuple[str, ...] = (*MARKS, "<image>")) -> None:
-    tokenizer(marks).save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "BartTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+def published(large: bool) -> dict[str, Any]:
+    """The authors' config.json, as far as it says sizes."""
+    width, layers, heads = (1024, 12, 16) if large else (768, 6, 12)
+    stages, groups = ([256, 512, 1024, 2048], [8, 16, 32, 64]) if large else ([128, 256, 512, 1024], [4, 8, 16, 32])
+    return {
+        "model_type": "florence2", "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "projection_dim": width,
+        "text_config": {
+            "vocab_size": 51289, "d_model": width, "max_position_embeddings": 1024, "scale_embedding": False,
+            "encoder_layers": layers, "encoder_attention_heads": heads, "encoder_ffn_dim": 4 * width,
+            "decoder_layers": layers, "decoder_attention_heads": heads, "decoder_ffn_dim": 4 * width,
+            "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "decoder_start_token_id": 2,
+            "forced_bos_token_id": 0, "forced_eos_token_id": 2, "no_repeat_ngram_size": 3, "num_beams": 3,
+        },
+        "vision_config": {
+            "model_type": "davit", "drop_path_rate": 0.1, "patch_size": [7, 3, 3, 3], "patch_stride": [4, 2, 2, 2],
+            "patch_padding": [3, 1, 1, 1], "patch_prenorm": [False, True, True, True], "dim_embed": stages,
+            "num_heads": groups, "num_groups": groups, "depths": [1, 1, 9, 1], "window_size": 12,
+            "projection_dim": width, "enable_checkpoint": False,
+            "visual_temporal_embedding": {"type": "COSINE", "max_temporal_embeddings": 100},
+            "image_pos_embed": {"type": "learned_abs_2d", "max_pos_embeddings": 50},
+            "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
+        },
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +97,12 @@ def theirs() -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(theirs: Any, processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint as the library writes it."""
     made = tmp_path_factory.mktemp("florence2")
     theirs.generation_config = GenerationConfig(**RULES)
     theirs.save_pretrained(made)
-    write_tokenizer(made)
+    processor.save_pretrained(made)
     return made
 
 
@@ -93,10 +113,8 @@ def desk(folder: Path) -> Desk:
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer(), bos_token="<s>", eos_token="</s>", pad_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
+    words = bart()
+    words.image_token, words.image_token_id = "<image>", IMAGE
     square = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessorPil(
         size=square, crop_size=square, do_center_crop=False, resample=3, image_mean=[0.485, 0.456, 0.406],
@@ -335,8 +353,23 @@ def test_the_authors_own_files_are_opened_too(theirs: Any, desk: Desk, tmp_path:
     eyes["image_pos_embed"] = {"type": "learned_abs_2d", "max_pos_embeddings": eyes.pop("max_position_embeddings")}
     eyes["image_feature_source"] = ["spatial_avg_pool", "temporal_avg_pool"]
     (tmp_path / "config.json").write_text(json.dumps({**FAMILY.dwarf, "projection_dim": 64, "vision_config": eyes}))
-    write_tokenizer(tmp_path, ())  # theirs has no marks of places: the program adds them
+    bart(()).save_pretrained(tmp_path)  # theirs has no marks of places: the program adds them
     other = Desk(LocalEngine.open(tmp_path, FAMILY, "fp32", "cpu"))
     ask = Ask((noise(),), (Turn("user", "", (BOX,)),), "region", Limits(new_tokens=LENGTH))
     wanted, found = (list(one.answer(ask))[-1] for one in (desk, other))
     assert found.raw == wanted.raw and len(set(re.findall(r"<\w+>|.", found.raw))) > 3
+
+
+@pytest.mark.parametrize(("large", "said"), [(False, 0.23e9), (True, 0.77e9)])
+def test_the_published_sizes_have_as_many_parameters_as_the_authors_say(large: bool, said: float) -> None:
+    with weights.without_memory():
+        model = FAMILY.build(published(large))
+    assert sum(one.numel() for one in model.parameters()) == pytest.approx(said, abs=0.005e9)
+    assert model.language.begins == (2, 0) and model.unique == 3 and model.context == 1024
+
+
+def test_the_eyes_are_planned_for() -> None:
+    with weights.without_memory():
+        model = FAMILY.build(published(False))
+    told = plan.planned(model, "fp32", "cpu", FAMILY.keep)
+    assert told.moment == 16 * 192 * 192 * 128 * 4 > told.talk == 2 * 2 * 6 * 768 * 4 * 1024

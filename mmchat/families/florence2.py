@@ -116,6 +116,9 @@ class Florence2(Model):
         vision, bridge = Florence2VisionBackbone(made.vision_config), Florence2MultiModalProjector(made)
         super().__init__(Writer(made.text_config, begins), vision, bridge)
         self.unique = unique
+        eyes = made.vision_config
+        # Sixteen maps of the first stage, as measured: an MLP's two inner ones of four each, what it adds to, copies.
+        self.seeing = 16 * (SIDE // eyes.patch_stride[0]) ** 2 * eyes.embed_dim[0]
 
     def encode(self, pixels: torch.Tensor) -> Encoded:
         level = self.vision(pixels).last_hidden_state

@@ -86,12 +86,14 @@ class Model(nn.Module):
     own file.
 
     `picture_tokens`: the most vectors that a picture becomes, where a talk must have room for more than 576.
+    `seeing`: numbers that the eyes hold at their widest moment, where that is more than reading a prompt takes.
     `head_marks`: marks, one token each, at which the head is asked: with the last layer's state that wrote the mark.
     `whole`: a prompt is read as one, later words changing what earlier ones mean: nothing read of one serves another.
     """
 
     head_marks: tuple[str, ...] = ()
     whole: bool = False
+    seeing: int = 0
 
     def __init__(
         self,

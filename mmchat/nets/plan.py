@@ -34,8 +34,8 @@ class Plan:
     """Bytes that a model will take.
 
     `parts`: part ("language", "vision", "bridge", ...) -> bytes of its parameters. `layers`: those of them that can be
-    kept elsewhere and brought when they run. `talk_thousand`: keys and values of 1,000 tokens. `moment`: what loading
-    or reading a prompt of `tokens` takes for a moment, whichever is more.
+    kept elsewhere and brought when they run. `talk_thousand`: keys and values of 1,000 tokens. `moment`: what loading,
+    seeing or reading a prompt of `tokens` takes for a moment, whichever is most.
     """
 
     precision: str
@@ -92,7 +92,8 @@ def planned(
         largest = max(largest, tensor.numel() * (dtype.itemsize + (0 if dtype.itemsize == 4 else 2)))
     longest = int(getattr(model, "context", 0) or TALK)
     tokens = min(tokens or TALK + beyond(model), longest)
-    moment = max(largest, _reading(model, tokens, dtype))
+    seeing = getattr(model, "seeing", 0) * dtype.itemsize
+    moment = max(largest, seeing, _reading(model, tokens, dtype))
     return Plan(name, parts, layers, talk_bytes(model, 1000, dtype), tokens, moment)
 
 
