@@ -196,7 +196,7 @@ def _wav(path: str, name: str) -> Clip | None:
     except (wave.Error, EOFError, RuntimeError):  # the last: a piece that is said to go on behind the file's end
         return None
     whole = len(data) // (width * channels)
-    first = np.frombuffer(data, np.uint8, whole * width * channels).reshape(whole, -1)[:, :width]
+    first = np.frombuffer(data, np.uint8, whole * width * channels).reshape(whole, width * channels)[:, :width]
     if width == 1:  # unsigned, where all others are signed
         return _heard(first[:, 0].astype(np.float32) / 128 - 1, rate, name)
     wide = np.zeros((whole, 4), np.uint8)
