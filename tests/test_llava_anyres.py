@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 import dwarfs
+import keylists
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mmchat.dialect import Scene, home
 from mmchat.engines.local import LocalEngine
 from mmchat.families.llava import FAMILY, frame, speaks
 from mmchat.geometry import Box, Region
-from mmchat.nets import plan, tiles
+from mmchat.nets import plan, tiles, weights
 from mmchat.nets.anyres import Anyres
 from mmchat.prompt import Slot
 
@@ -299,6 +300,31 @@ def test_room_is_planned_for_the_longest_picture(opened):
     long = Anyres(wide.language, wide.vision, wide.bridge, 64, [(56 * 20, 56 * 20)], "spatial")
     assert long.picture_tokens == 16 + 400 * 16
     assert plan.planned(long).tokens == plan.TALK - 576 + long.picture_tokens
+
+
+def test_the_published_sizes_have_one_parameter_more_and_2928_vectors_at_most():
+    real = keylists.language(keylists.VICUNA_7B, 32) | {"mm_hidden_size": 1024, "mm_projector_type": "mlp2x_gelu"}
+    pinpoints = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    with weights.without_memory():
+        before = FAMILY.build(real | {"image_aspect_ratio": "pad"})
+        model = FAMILY.build({**real, **ANYRES, "image_grid_pinpoints": pinpoints, "max_position_embeddings": 4096})
+    more = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in before.state_dict()}
+    assert more == {weights.renamed("model.image_newline", FAMILY.keys): (4096,)}
+    assert model.picture_tokens == 576 + 48 * 49 and plan.planned(model).tokens == 4096
+    assert before.picture_tokens == 576 and plan.planned(before).tokens == 2048
+
+
+@pytest.mark.parametrize(("precision", "device"), [("fp32", "disk"), ("bf16", "cpu"), ("nf4", "cpu")])
+def test_every_precision_and_place_answers(opened, tmp_path, precision, device):
+    folder = dwarfs.write(replace(FAMILY, dwarf={**FAMILY.dwarf, **ANYRES}), tmp_path / "dwarf")
+    desk = Desk(LocalEngine.open(folder, FAMILY, precision, device))
+    pictures = noise(170, 60), noise(60, 170)
+    content = desk._prepare(asked(desk, *pictures)[0]).sight.content
+    exact = opened()._prepare(asked(opened(), *pictures)[0]).sight.content
+    for one, other in zip(content.images, exact.images, strict=True):  # quantised or not, the eyes are whole
+        assert (one.float() - other).abs().max() <= (0 if precision == "fp32" else 0.05) * other.abs().max() + 1e-6
+    assert list(desk.answer(Ask(pictures, (Turn("user", "So?"),), limits=Limits(new_tokens=3))))[-1].done
+    desk.close()
 
 
 @pytest.mark.parametrize(
