@@ -2,7 +2,7 @@
 
 Zhu et al. 2025, arXiv 2504.10479; the conversions that transformers reads (OpenGVLab/InternVL3-1B-hf and larger, also
 InternVL 2.5's), run by its own classes behind our slots. Numbers are thousandths of the picture as it was, however many
-tiles it became. Twelve tiles keep a CPU busy for a minute or more: `max_dynamic_patch`, as an entry of config.json or
+tiles it became. Twelve tiles keep a CPU busy for minutes: `max_dynamic_patch`, as an entry of config.json or
 in models.toml, asks for fewer.
 """
 

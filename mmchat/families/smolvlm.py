@@ -3,7 +3,7 @@
 Marafioti et al. 2025, arXiv 2504.05299; checkpoints HuggingFaceTB/SmolVLM2-256M-Video-Instruct, SmolVLM2-2.2B-Instruct
 and what is between, run by transformers' own classes behind our slots. It was not trained to name places, so none are
 read in its answers and none written in its questions. Videos are not shown to it here. Seventeen views keep a CPU busy
-for a minute or so: `longest_edge` (pixels), as an entry of config.json or in models.toml, asks for fewer.
+for minutes: `longest_edge` (pixels), as an entry of config.json or in models.toml, asks for fewer.
 """
 
 from __future__ import annotations
