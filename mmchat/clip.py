@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmchat.picture import PIXEL_LIMIT, short
+from mmchat.picture import short
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
 FRAMES = 64  # pictures that are kept of a video at most
+LARGEST = 36_000_000  # pixels of a frame that is decoded: a little above 8K
 SIDE = 720  # pixels of the longer side of a kept picture at most: what models see is smaller
 SHORTEST, LONGEST = 0.1, 600.0  # seconds
 RATES = range(1000, 768_001)  # samples of a sound a second
@@ -127,8 +128,9 @@ def _video(path: str, name: str, most: int) -> Clip | None:
         if not film.isOpened():
             return None
         width, height = int(film.get(cv2.CAP_PROP_FRAME_WIDTH)), int(film.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > PIXEL_LIMIT:
-            raise ValueError(f"{name} has {width} x {height} pixels, which is too large: make it smaller.")
+        if width * height > LARGEST:
+            limit = f"the limit is {LARGEST // 1_000_000} megapixels"
+            raise ValueError(f"{name} has frames of {width} x {height} pixels, {limit}: make it smaller.")
         rate = film.get(cv2.CAP_PROP_FPS)
         rate = rate if 0 < rate < 1000 else 25.0  # some containers do not say
         told = int(film.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -216,7 +218,7 @@ def _sound(path: str, name: str) -> Clip:
     import numpy as np
 
     try:
-        with av.open(path, options={"protocol_whitelist": "file"}) as file:
+        with av.open(path, options={"protocol_whitelist": "file"}, metadata_errors="replace") as file:
             if not file.streams.audio:
                 raise ValueError(f"{name} holds no video and no sound: choose {NAMED}.")
             rate = getattr(file.streams.audio[0], "rate", 0) or 0
@@ -225,7 +227,7 @@ def _sound(path: str, name: str) -> Clip:
             parts = list(_channel(file, rate, name))
     except av.error.FFmpegError as error:
         raise _damaged(name, error.strerror) from None
-    except (OSError, EOFError, IndexError) as error:
+    except (OSError, EOFError, IndexError, UnicodeError) as error:
         raise _damaged(name, error) from None
     return _heard(np.concatenate(parts) if parts else np.zeros(0, np.float32), rate, name)
 

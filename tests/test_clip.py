@@ -119,6 +119,21 @@ def test_other_sounds_are_decoded(tmp_path, name, codec):
     assert 0.45 < np.abs(found.samples[9600:38400]).max() < 0.75
 
 
+def test_words_in_a_sound_that_are_no_utf8_do_no_harm(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV comes with supervision")
+    path = encoded(tmp_path / "a.m4a", tone(1, 48000), 48000, "aac")
+    with av.open(str(path)) as given, av.open(str(tmp_path / "b.mp3"), "w") as file:
+        file.metadata["title"] = "XXXX"
+        stream = file.add_stream("libmp3lame", rate=48000)
+        for frame in given.decode(audio=0):
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    data = (tmp_path / "b.mp3").read_bytes()
+    assert b"XXXX" in data
+    (tmp_path / "b.mp3").write_bytes(data.replace(b"XXXX", b"caf\xe9"))
+    assert open_clip(tmp_path / "b.mp3").kind == "sound"
+
+
 def test_without_a_decoder_the_remedy_is_told(tmp_path, monkeypatch):
     path = encoded(tmp_path / "a.flac", tone(1, 48000), 48000, "flac")
     real = builtins.__import__
@@ -201,6 +216,12 @@ def test_a_clip_that_is_too_long_is_refused(tmp_path, monkeypatch, make):
     monkeypatch.setattr(clip, "LONGEST", 1.0)
     with pytest.raises(ValueError, match="is longer than the limit of"):
         open_clip(make(tmp_path / "a.avi"))
+
+
+def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(clip, "LARGEST", 3000)
+    with pytest.raises(ValueError, match="a.avi has frames of 64 x 48 pixels, the limit is 0 megapixels: make it sm"):
+        open_clip(video(tmp_path / "a.avi"))
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch):
