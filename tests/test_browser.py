@@ -37,7 +37,12 @@ ANSWERS = (
              candidates=(Box(0.1, 0.3, 0.5, 0.7), Box(0.6, 0.4, 0.72, 0.82), Box(0.75, 0.42, 0.86, 0.8))),
 )  # fmt: skip
 WIDTH, HEIGHT = 900, 600
-MODELS = {"boxes": {"box", "point"}, "wordy": set(), "all": {*KINDS, "several pictures"}}
+MODELS = {
+    "boxes": {"box", "point"},
+    "wordy": set(),
+    "finder": {"several pictures"},
+    "all": {*KINDS, "several pictures"},
+}
 # Notes each state of the answer that the page shows: length of its text, phrases in it, running or done.
 WATCH = """() => {
     window.seen = [];
@@ -63,7 +68,8 @@ class Watched(Desk):
 def taking(takes: set[str]) -> ReplayEngine:
     """An engine whose family takes these kinds alone."""
     engine = ReplayEngine(ANSWERS, delay=0.002)
-    engine.family = replace(FAMILY, takes=frozenset(takes), title="Taker")
+    finds = "[RET]" if "several pictures" in takes and len(takes) == 1 else ""
+    engine.family = replace(FAMILY, takes=frozenset(takes), title="Taker", retrieves=finds)
     return engine
 
 
@@ -765,6 +771,25 @@ def test_a_page_learns_that_somebody_else_opened_another_model(browser: Any, dra
     drawer.asked("What do you see?")
     drawer.page.wait_for_function("document.querySelectorAll('[data-tool]').length === 3")
     assert "boxes" in drawer.page.locator("#mm-head").inner_text()
+
+
+def test_settings_of_the_pictures_it_answers_with_are_offered_for_such_a_model_alone(
+    drawer: Visit, photo: Path
+) -> None:
+    drawer.load(photo)
+    drawer.picture()
+    drawer.page.get_by_role("tab", name="Model").click()
+    most = drawer.page.get_by_label("number input for Pictures for one mark at most")
+    assert not most.is_visible()
+    drawer.open("finder")
+    most.wait_for(state="visible")
+    assert "No pictures of yours" in drawer.page.locator("#mm-indexed").inner_text()
+    most.fill("5")
+    most.press("Tab")
+    limits = drawer.asked("What do you see?").limits
+    assert (limits.pictures, limits.readiness) == (5, 1.0)
+    drawer.open("boxes")
+    most.wait_for(state="hidden")
 
 
 @pytest.fixture(scope="module")

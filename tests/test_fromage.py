@@ -82,8 +82,8 @@ def gallery(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def searched(engine: LocalEngine, picture: Image.Image, text: str = f"a red cup {RET}") -> list:
-    return list(Desk(engine).answer(Ask((picture,), (Turn("user", text),), limits=Limits(new_tokens=4))))
+def searched(engine: LocalEngine, picture: Image.Image, text: str = "a red cup") -> list:
+    return list(Desk(engine).answer(Ask((picture,), (Turn("user", text),), "pictures", Limits(new_tokens=4))))
 
 
 def test_the_three_parts_are_the_model(engine):
@@ -232,7 +232,7 @@ def test_a_mark_in_an_answer_searches_too(engine, gallery, picture, monkeypatch)
 def test_a_user_says_how_many_pictures_and_how_readily(engine, gallery, picture, monkeypatch):
     """The demo's two settings: pictures for a mark, and what the mark's own score is multiplied by."""
     engine.searching.build(gallery, lambda *_: None)
-    asked = Ask((picture,), (Turn("user", f"a red cup {RET}"),))
+    asked = Ask((picture,), (Turn("user", "a red cup"),), "pictures")
     for most in (0, 1, 2):
         *_, said = Desk(engine).answer(replace(asked, limits=Limits(pictures=most)))
         assert len(said.pictures) == most and not any(name == "hint" for name, _ in said.notes)
@@ -244,11 +244,22 @@ def test_a_user_says_how_many_pictures_and_how_readily(engine, gallery, picture,
     monkeypatch.setattr("mmchat.engines.local.chooser", chooser)
     for readiness in (1.0, 2.5, 0.0):
         limits = Limits(readiness=readiness, cache=False)
-        list(Desk(engine).answer(replace(asked, turns=(Turn("user", "What is it?"),), limits=limits)))
+        list(Desk(engine).answer(replace(asked, turns=(Turn("user", "What is it?"),), task=None, limits=limits)))
     assert seen[0] != 0 and seen == pytest.approx([seen[0], 2.5 * seen[0], 0.0])
     for wrong in (Limits(pictures=-1), Limits(pictures=10), Limits(readiness=-0.1), Limits(readiness=3.1)):
         with pytest.raises(ValueError, match="0 to 9 pictures for a mark, a readiness to show them of 0 to 3"):
             list(Desk(engine).answer(replace(asked, limits=wrong)))
+    engine.searching.file.unlink()
+
+
+def test_the_page_says_which_pictures_can_be_found(engine, gallery):
+    from mmchat.ui import panels
+
+    assert "run `python -m mmchat index FOLDER" in panels.indexed_html(Desk(engine))
+    engine.searching.build(gallery, lambda *_: None)
+    assert "the best of 4 pictures of yours" in panels.indexed_html(Desk(engine))
+    engine.searching.file.write_bytes(b"broken")
+    assert "build it anew" in panels.indexed_html(Desk(engine))
     engine.searching.file.unlink()
 
 

@@ -52,6 +52,17 @@ class Searching:
             self._known = now, retrieval.read(self.file, self.maker)
         return self._known[1]
 
+    @property
+    def state(self) -> str:
+        """How many pictures can be found, or how they become so: one sentence."""
+        if not self.file.is_file():
+            return "No pictures of yours are known to it yet: run `python -m mmchat index FOLDER --model NAME`."
+        try:
+            count = len(self.library())
+        except ValueError as error:
+            return str(error)
+        return f"It answers with {'one picture' if count == 1 else f'the best of {count} pictures'} of yours."
+
     @torch.inference_mode()
     def found(
         self, inputs: torch.Tensor, marks: list[tuple[int, int]], most: int

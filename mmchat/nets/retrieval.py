@@ -177,8 +177,8 @@ def write(library: Library, path: Path) -> None:
 
 def read(path: Path, maker: str) -> Library:
     """An index that weights named `maker` made; ValueError, with the remedy, where it is another's or damaged."""
-    whole_file(path)
     try:
+        whole_file(path)
         with safe_open(path, "pt") as file:
             about, rows = json.loads(file.metadata()["pictures"]), file.get_tensor("rows").float()
         paths, stamps = tuple(map(str, about["paths"])), tuple(map(str, about["stamps"]))

@@ -61,6 +61,10 @@ class Widgets:
     longest: gr.Slider
     warmth: gr.Slider
     seed: gr.Number
+    own: gr.Column  # for models that answer with pictures of the user's
+    indexed: gr.HTML
+    pictures: gr.Slider
+    readiness: gr.Slider
 
 
 def lay_out(desk: Desk, opened: str, rows: Sequence[Mapping[str, Any]], examples: list[Path], choice: bool) -> Widgets:
@@ -88,7 +92,7 @@ def lay_out(desk: Desk, opened: str, rows: Sequence[Mapping[str, Any]], examples
             with gr.Tab("Save", elem_id="mm-tab-save"):
                 found |= _save_widgets()
             with gr.Tab("Model", elem_id="mm-tab-model"):
-                found |= _model_widgets(opened, rows, choice)
+                found |= _model_widgets(opened, rows, choice) | _own_widgets(desk)
             with gr.Tab("Help", elem_id="mm-tab-help"):
                 gr.HTML(panels.HELP, **PLAIN)
     return Widgets(**found)
@@ -175,6 +179,17 @@ def _model_widgets(opened: str, rows: Sequence[Mapping[str, Any]], choice: bool)
         "name": name, "precision": precision, "load": load, "state": state, "longest": longest, "warmth": warmth,
         "seed": seed,
     }  # fmt: skip
+
+
+def _own_widgets(desk: Desk) -> dict[str, Any]:
+    with gr.Column(visible=bool(desk.engine.family.retrieves), elem_id="mm-own") as own:
+        indexed = gr.HTML(panels.indexed_html(desk), elem_id="mm-indexed", **PLAIN)
+        with gr.Row(elem_classes="mm-form"):
+            pictures = gr.Slider(0, 9, 3, step=1, label="Pictures for one mark at most", min_width=150)
+            readiness = gr.Slider(
+                0, 3, 1, step=0.1, label="Readiness to show them (1: as trained)", min_width=150
+            )  # fmt: skip
+    return {"own": own, "indexed": indexed, "pictures": pictures, "readiness": readiness}
 
 
 def chat_html(desk: Desk, talk: Talk) -> str:

@@ -227,9 +227,12 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
             return {on.notice: _card(error)}
 
     def spoken(
-        surface: Surface | None, talk: Talk, clip: reel.Reel | None, tokens: float, warmth: float, seed: float | None
-    ) -> Iterator[Update]:
-        limits = Limits(new_tokens=int(tokens), temperature=float(warmth), seed=int(seed or 0))
+        surface: Surface | None, talk: Talk, clip: reel.Reel | None, tokens: float, warmth: float, seed: float | None,
+        pictures: float, readiness: float,
+    ) -> Iterator[Update]:  # fmt: skip
+        limits = Limits(
+            int(tokens), float(warmth), seed=int(seed or 0), pictures=int(pictures), readiness=float(readiness)
+        )
         now = talk
         yield {on.talk: talk}  # a generator that gives nothing would empty its outputs
         if not talk or not talk[-1].running or not tries.begin(talk):
@@ -272,7 +275,7 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
         ),
         on.retry.click(asked_again, [on.talk], growing, **AT_ONCE),
     ]
-    limits = [on.longest, on.warmth, on.seed]
+    limits = [on.longest, on.warmth, on.seed, on.pictures, on.readiness]
     running = [
         event.then(spoken, [on.canvas, on.talk, on.reel, *limits], [on.talk, on.chat, on.notice], **MODEL, **QUIET)
         for event in begun
@@ -389,12 +392,13 @@ def known(on: Widgets, desk: Desk, opened: Opened, rows: Callable[[], Rows]) -> 
         on.kind: gr.update(**heat_choice(desk)), on.name: gr.update(value=opened.name),
         on.state: panels.models_html(rows(), opened.name), on.abilities: abilities(desk),
         on.knows: _open_now(desk, opened), on.clips: gr.update(visible=takes_clips(desk)),
+        on.own: gr.update(visible=bool(desk.engine.family.retrieves)), on.indexed: panels.indexed_html(desk),
     }  # fmt: skip
 
 
 def _about(on: Widgets) -> list[Any]:
     """What `known` writes."""
-    return [on.head, on.task, on.kind, on.name, on.state, on.abilities, on.knows, on.clips]
+    return [on.head, on.task, on.kind, on.name, on.state, on.abilities, on.knows, on.clips, on.own, on.indexed]
 
 
 def _open_now(desk: Desk, opened: Opened) -> str:

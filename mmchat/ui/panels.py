@@ -162,6 +162,15 @@ def _pixels(place: Place, size: tuple[int, int]) -> str:
     return f"{x0:.0f}, {y0:.0f} – {x1:.0f}, {y1:.0f}{kind}"
 
 
+def indexed_html(desk: Desk) -> str:
+    """Which pictures of the user's a model answers with; "" for one that does not."""
+    searching = getattr(desk.engine, "searching", None)
+    if not desk.engine.family.retrieves:
+        return ""
+    state = searching.state if searching is not None else "No pictures of yours are known to it."
+    return f'<h4>Your pictures</h4><p class="mm-quiet">{escape(state)}</p>'
+
+
 def models_html(rows: Sequence[Mapping[str, Any]], opened: str) -> str:
     """The models there are: which is open, which lack their weights."""
     lines = []
