@@ -61,6 +61,7 @@ class Answer:
     pictures: tuple[Picture, ...] = ()
     moments: tuple[Moment, ...] = ()  # stretches of a video or a sound
     shown: int = 0  # the picture of the talk that the places are on
+    task: str | None = None  # as it was asked
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Desk:
         seen = family.frame(self.engine.config).place(size).fitted
         usual = tuple(span.places for span in answer.spans)
         known, found = [usual], [("as this model writes", answer)]
-        views = inspect(family.dialect, answer.raw, size, seen)  # type: ignore[arg-type]
+        views = inspect(family.reading(answer.task), answer.raw, size, seen)  # type: ignore[arg-type]
         for view in sorted(views, key=lambda view: view.order != "corners"):  # other orders are rare: behind the rest
             places = tuple(span.places for span in view.answer.spans)
             if places and not any(_alike(places, other) for other in known):
@@ -304,6 +305,7 @@ class Desk:
             said.pictures,
             grounded.moments,
             ready.shown,
+            ask.task,
         )
 
 

@@ -373,3 +373,18 @@ def test_the_eyes_are_planned_for() -> None:
         model = FAMILY.build(published(False))
     told = plan.planned(model, "fp32", "cpu", FAMILY.keep)
     assert told.moment == 16 * 192 * 192 * 128 * 4 > told.talk == 2 * 2 * 6 * 768 * 4 * 1024
+
+
+def test_both_lists_of_layers_can_stay_on_disk(desk: Desk, folder: Path) -> None:
+    engine = LocalEngine.open(folder, FAMILY, "fp32", "disk")
+    bart = engine.model.language.model
+    away = [one.is_meta for half in (bart.encoder, bart.decoder) for one in half.layers.parameters()]
+    assert all(away) and not engine.model.language.lm_head.weight.is_meta
+    ask = Ask((noise(),), (Turn("user", "", (BOX,)),), "region", Limits(new_tokens=6))
+    assert list(Desk(engine).answer(ask))[-1].raw == list(desk.answer(ask))[-1].raw
+
+
+def test_an_outline_is_not_read_again_as_boxes(desk: Desk) -> None:
+    marks = "".join(f"<loc_{step}>" for step in (100, 200, 500, 250, 450, 800, 120, 700))
+    others = [one for _, one in desk.reread(spoken(desk, "segment", marks), (900, 300))[1:]]
+    assert others and all(isinstance(place, Polygon) for one in others for span in one.spans for place in span.places)

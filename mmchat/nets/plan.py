@@ -148,13 +148,13 @@ def offloaded(model: nn.Module) -> dict[str, str]:
     ValueError for a model whose language part has no such layers.
     """
     found = [name for name, one in model.named_modules() if name.endswith(".layers") and isinstance(one, nn.ModuleList)]
-    layers = next((name for name in found if name.startswith("language.")), None)
-    if layers is None:
+    layers = [name for name in found if name.startswith("language.")]  # an encoder-decoder has two lists of them
+    if not layers:
         raise ValueError("This model has no layers that could be kept on disk: choose another precision.")
-    owners = {name.rpartition(".")[0] for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    rest = {name: "cpu" for name in sorted(owners) if name and not name.startswith(f"{layers}.")}
-    alone = {name: "cpu" for name, _ in (*model.named_parameters(), *model.named_buffers()) if "." not in name}
-    return {**rest, **alone, layers: "disk"}
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())  # a tied head has a place too
+    owners = {name.rpartition(".")[0] or name for name, _ in tensors}
+    rest = {name: "cpu" for name in sorted(owners) if not any(name.startswith(f"{list_}.") for list_ in layers)}
+    return {**rest, **dict.fromkeys(layers, "disk")}
 
 
 def free_memory(device: str = "cpu") -> tuple[int, int]:
