@@ -252,10 +252,13 @@ class Desk:
         hints += wrong_numbers(turns, len(drawn))
         sight = self.engine.see(tuple(picture for picture, _ in fits), tuple(regions))
         waiting = iter(regions)
+        # Where users' words are tokenized as letters, only what ends a turn is left to be broken.
+        own = frozenset() if family.template.typed else getattr(self.engine, "reserved", frozenset())
+        reserved = (*family.template.stop, *own)
         turns = [
             replace(
                 turn,
-                text=plain(turn.text, family.template.stop) if turn.role == "user" else turn.text,
+                text=plain(turn.text, reserved) if turn.role == "user" else turn.text,
                 regions=tuple(next(waiting) for _ in turn.regions),
             )
             for turn in turns
@@ -341,6 +344,8 @@ def check(ask: Ask, alone: bool = False) -> None:
         raise ValueError("The question is empty: write what you want to know or find.")
     if len(text) > LONGEST:
         raise ValueError(f"The question has {len(text)} characters, at most {LONGEST} are taken: shorten it.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("The question holds half a character that no text can have: write or copy it again.")
     limits = ask.limits
     if limits.new_tokens < 1 or limits.temperature < 0 or not 0 < limits.top_p <= 1:
         raise ValueError("Limits are wrong: at least 1 new token, temperature 0 or more, top_p above 0 and at most 1.")
@@ -440,7 +445,9 @@ def wrong_numbers(turns: list[Turn], drawn: int) -> list[str]:
 
 
 def plain(text: str, marks: tuple[str, ...]) -> str:
-    """A user's words without the marks that end a turn: nobody may speak in the model's place."""
+    """A user's words without marks, a blank behind their first letter: nobody may speak in the model's place, or show
+    it a picture that is none.
+    """
     for mark in marks:
         if len(mark) > 1:
             text = text.replace(mark, f"{mark[0]} {mark[1:]}")

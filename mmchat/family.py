@@ -161,7 +161,7 @@ class Engine(Protocol):
     """Three functions and what the desk must know of the model behind them.
 
     Regions reach an engine in the unit square of the fitted picture. `notes` are sentences that a user should read with
-    every answer.
+    every answer. An engine with a tokenizer has `reserved` too: texts that are marks to its model, whoever writes them.
     """
 
     family: Family

@@ -146,6 +146,11 @@ class LocalEngine:
         return LocalEngine.open(entry.folder, known, precision, device, otherwise=entry.config, **more)
 
     @property
+    def reserved(self) -> frozenset[str]:
+        """Texts that would be a mark to the model, whoever wrote them."""
+        return self.tokens.reserved
+
+    @property
     def held(self) -> int:
         """Bytes of the parameters in memory: what closing it gives back at least."""
         tensors = {id(one): one for one in (*self.model.parameters(), *self.model.buffers()) if not one.is_meta}

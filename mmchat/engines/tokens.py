@@ -15,6 +15,7 @@ from mmchat.engines.sentencepiece import BLANK
 
 HALF = "\ufffd"  # what a decoder writes for bytes that are not yet a character
 PAIRS = ("vocab.json", "merges.txt")  # GPT-2's kind of tokenizer, where there is no other file
+SIGNS = frozenset("<[|")  # one of them is in every mark that a model was given
 LONGEST = 8  # ids held back at most: a character takes four bytes, more are no character
 LOOK_BACK = 6  # tokens decoded again with each new one: decoders treat the first token of a text differently
 
@@ -60,6 +61,12 @@ class Tokens:
     @cached_property
     def _marks(self) -> frozenset[str]:
         return frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special)
+
+    @cached_property
+    def reserved(self) -> frozenset[str]:
+        """Texts that are one added token and look like a mark: no user may write them. Blanks and words are none."""
+        added = (token.content for token in self.tokenizer.get_added_tokens_decoder().values())
+        return frozenset(text for text in added if len(text) > 1 and not SIGNS.isdisjoint(text))
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, marks included."""
