@@ -121,6 +121,8 @@ def _frame(frame: Any) -> str:
     """How the picture is fitted, in words."""
     if frame.way == "native":
         return f"{WAYS['native']}, sides multiples of {frame.factor}"
+    if getattr(frame, "offered", ()):
+        return "the whole squashed, and tiles of it beside"
     return WAYS[frame.way]
 
 
