@@ -89,7 +89,7 @@ def speaks(config: Mapping[str, Any]) -> Template:
 FAMILY = Family(
     name="llava",
     title="LLaVA 1.5 and 1.6",
-    about="Talks about pictures, finds what a sentence describes, describes a box; 1.6 looks at tiles. CLIP and Vicuna.",
+    about="Talks about pictures, finds what a sentence describes, describes a box; 1.6 sees tiles. CLIP and Vicuna.",
     template=replace(TEMPLATES["vicuna_v1"], tasks=TASKS),
     dialect=LLAVA,
     frame=frame,
