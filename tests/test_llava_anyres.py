@@ -348,3 +348,5 @@ def test_what_cannot_be_read_is_refused():
         FAMILY.build({**FAMILY.dwarf, **ANYRES, "image_grid_pinpoints": None})
     with pytest.raises(ValueError, match="flat, spatial, spatial_unpad are known"):
         FAMILY.build({**FAMILY.dwarf, **ANYRES, "mm_patch_merge_type": "spatial_maxpool2x2"})
+    with pytest.raises(ValueError, match="mm_vision_select_feature must be patch"):
+        FAMILY.build({**FAMILY.dwarf, **ANYRES, "mm_vision_select_feature": "cls_patch"})
