@@ -66,7 +66,13 @@ function undo() {
     draft.points.pop();
     if (!draft.points.length) draft = null;
     draw();
-  } else if (past.length) commit(past.pop(), null, false);
+  } else if (past.length) {
+    const [before, after] = [regions(), past.pop()];
+    const same = (one, all) => all.some((other) => JSON.stringify(other) === JSON.stringify(one));
+    const changed = before.find((one) => !same(one, after)) || after.find((one) => !same(one, before));
+    commit(after, null, false);
+    if (changed) turnTo(changed.image || 0);
+  }
 }
 
 function remove(id = selectedId()) {
@@ -307,7 +313,7 @@ function fullView(one) {
   over.hidden = true;
   const shape = part('i', 'mm-ring');
   shape.hidden = true;
-  const inner = part('div', 'mm-stage', [image, over, part('div', 'mm-layer'), shape]);
+  const inner = part('div', `mm-stage${offered().length ? '' : ' mm-still'}`, [image, over, part('div', 'mm-layer'), shape]);
   if (one.size) inner.style.setProperty('--ratio', one.size[0] / one.size[1]);
   inner.tabIndex = 0;
   inner.setAttribute('role', 'application');

@@ -19,6 +19,7 @@ const blank = (sent, name) => ({
 async function takePicture(file, beside = several()) {
   if (!file) return;
   if (!looksLikePicture(file)) return complain(NO_PICTURE);
+  await idle(); // what Python says of the picture before would undo this one
   const adds = beside && value();
   const most = props.most_pictures || 8;
   if (adds && sheets().length >= most) return complain(`There are ${most} pictures already: remove one first.`);
@@ -34,6 +35,14 @@ async function takePicture(file, beside = several()) {
     setBusy(null);
     complain('The picture could not be sent: it may be larger than the page takes. Make it smaller, or look whether the server still runs.');
   }
+}
+
+async function takePictures(files, beside = several()) {
+  for (const file of beside ? files : files.slice(0, 1)) await takePicture(file, beside);
+}
+
+async function idle() {
+  for (let waited = 0; waited < 200 && element.classList.contains('mm-busy'); waited += 1) await new Promise((done) => setTimeout(done, 50));
 }
 
 function takeExample(index) {
@@ -64,7 +73,8 @@ function chooseFile(beside = false) {
   const input = document.createElement('input');
   input.type = 'file';
   input.accept = ACCEPT;
-  input.addEventListener('change', () => takePicture(input.files[0], beside));
+  input.multiple = beside;
+  input.addEventListener('change', () => takePictures([...input.files], beside));
   input.click();
 }
 
@@ -121,7 +131,7 @@ function listenForPictures() {
     if (!holdsFile(event)) return;
     event.preventDefault();
     element.classList.remove('mm-over');
-    takePicture(event.dataTransfer.files[0]);
+    takePictures([...event.dataTransfer.files]);
   });
   document.addEventListener('paste', (event) => {
     const file = Array.from((event.clipboardData || {}).files || []).find(looksLikePicture);

@@ -59,7 +59,7 @@ function pointerDown(event) {
   const at = toUnit(event);
   const corner = cornerUnder(event);
   const hit = under(at);
-  drag = { id: event.pointerId, from: at, at, px: [event.clientX, event.clientY], moved: false };
+  drag = { id: event.pointerId, from: at, at, px: [event.clientX, event.clientY], moved: false, finger: event.pointerType === 'touch' };
   if (corner) Object.assign(drag, { kind: 'resize', region: corner.region, i: corner.i, j: corner.j });
   else if (hit && hit.region != null && (tool === 'select' || (tool === 'point' && hit.region === selectedId() && isPoint(hit.region)))) {
     drag.kind = 'move';
@@ -104,7 +104,7 @@ function pointerUp(event) {
   drag = null;
   done.at = toUnit(event);
   if (done.kind === 'paint') return painted(done);
-  if (done.kind === 'corner' && (draft || done.moved || (under(done.at) || {}).region == null)) return corner(done.at);
+  if (done.kind === 'corner' && (draft || done.moved || (under(done.at) || {}).region == null)) return corner(done.at, done.finger);
   if (!done.moved) return click(done.at);
   if (done.kind === 'draw') {
     const box = sorted(done.from.x, done.from.y, done.at.x, done.at.y);
@@ -145,9 +145,9 @@ function click(at) {
 }
 
 // An outline grows corner by corner; its first corner, or its last one once more, closes it.
-function corner({ x, y }) {
+function corner({ x, y }, finger = false) {
   const points = draft ? draft.points : [];
-  const closes = points.length >= 3 && (near([x, y], points[0], 11) || near([x, y], points[points.length - 1], 5));
+  const closes = points.length >= 3 && (near([x, y], points[0], finger ? 22 : 11) || near([x, y], points[points.length - 1], finger ? 12 : 5));
   if (closes) return closeOutline();
   if (points.length && near([x, y], points[points.length - 1], 2)) return draw();
   if (!draft) choose(null);

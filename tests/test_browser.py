@@ -827,6 +827,27 @@ def test_a_second_picture_has_regions_of_its_own_and_places_lie_on_the_right_one
     assert at["width"] > 0 and box["width"] > 0
 
 
+def test_several_files_are_added_at_once_and_undo_goes_back_to_the_picture_that_it_changes(
+    drawer: Visit, photo: Path, second: Path, tmp_path: Path
+) -> None:
+    third = tmp_path / "third.png"
+    Image.new("RGB", (200, 200), "red").save(third)
+    drawer.load(photo)
+    drawer.drag(0.2, 0.2, 0.4, 0.4)
+    with drawer.page.expect_file_chooser() as chooser:
+        drawer.page.get_by_role("button", name="Add a picture").click()
+    chooser.value.set_files([str(second), str(third)])
+    drawer.page.wait_for_function(
+        "() => document.querySelectorAll('.mm-leaf').length === 3 && !document.querySelector('.mm-busy')"
+    )
+    leaf = drawer.page.locator(".mm-leaf[aria-pressed=true]")
+    assert "third.png" in leaf.get_attribute("aria-label")
+    drawer.page.locator(".mm-stage").focus()
+    drawer.page.keyboard.press("Control+z")
+    assert "Picture 1" in leaf.get_attribute("aria-label") and drawer.page.locator(".mm-chip").count() == 0
+    assert [image.size for image in drawer.asked("What do you see?").images][1:] == [(300, 500), (200, 200)]
+
+
 def test_a_picture_is_removed_with_its_regions_and_ends_a_talk_that_knew_it(
     drawer: Visit, photo: Path, second: Path
 ) -> None:

@@ -513,6 +513,39 @@ def test_the_page_says_what_each_family_can_take_and_asks_for_what_its_tasks_nee
         assert names == [task.name for task in record.template.tasks] and layout.task_choice(opened)["value"] in names
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds", "pictures"),
+    [("ferret", 5, 1), ("groma", 1, 1), ("qwen3_vl", 2, 2), ("fromage", 0, 2)],
+)
+def test_a_family_is_asked_about_every_shape_and_about_several_pictures_as_it_takes_them(
+    name: str, kinds: int, pictures: int, dwarf_folder, two: tuple[Path, Path]
+) -> None:
+    from mmchat import family
+    from mmchat.engines.local import LocalEngine
+
+    desk = Desk(LocalEngine.open(dwarf_folder(name), family.load(name), "fp32", "cpu"))
+    line = [[0.2, 0.2], [0.4, 0.6], [0.3, 0.7]]
+    shapes: list[dict[str, object]] = [
+        {"kind": "box", "box": [0.1, 0.1, 0.5, 0.6]}, {"kind": "point", "points": [[0.3, 0.4]]},
+        {"kind": "scribble", "points": line}, {"kind": "polygon", "points": line},
+        {"kind": "mask", "mask": {"size": [8, 6], "runs": [10, 3, 5, 3, 27]}},
+    ]  # fmt: skip
+    few, own = Limits(new_tokens=2), 0
+    for shape in shapes:
+        laid = several(*two, regions=({"id": 1, "image": 0, **shape},))
+        talk = steps.begin(desk, laid, (), "What is @1?", None)
+        assert len(talk[0].pictures) == pictures
+        if not kinds:
+            with pytest.raises(ValueError, match="takes no regions"):
+                list(steps.speak(desk, laid, talk, few))
+            continue
+        answer = list(steps.speak(desk, laid, talk, few))[-1][0].answer
+        own += not any("the box around it" in str(value) for _, value in answer.notes)
+        assert answer.done and answer.shown == 0
+    assert own == kinds
+    desk.close()
+
+
 # Frames.
 
 
