@@ -225,6 +225,8 @@ def fetch(options: argparse.Namespace, out: TextIO) -> int:
 
     entry = next((one for one in models.detectors() if one.name == options.name), None) or models.find(options.name)
     lacking = detectors.missing if entry.detector else models.missing
+    if entry.detector:
+        detectors.record(entry.family)  # its kind is judged before anything is fetched
     folders = fetched(entry, lambda line: print(line, file=sys.stderr), os.environ.get("HF_ENDPOINT"))
     if lacks := lacking(entry):
         raise ValueError(lacks)

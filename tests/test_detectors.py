@@ -344,6 +344,14 @@ def test_words_become_the_ids_of_the_library(stored: Any, text: str, tmp_path: P
         assert words.ids(read(tmp_path, 2000), plain) == wanted(plain, add_special_tokens=False).input_ids
 
 
+def test_marks_of_a_tokenizer_json_are_letters_as_well(tmp_path: Path) -> None:
+    bert = BertTokenizer(vocab=bert_words())
+    bert.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert bert("[SEP] dog", add_special_tokens=False).input_ids[0] == 102
+    letters = words.ids(words.word_pieces(tmp_path, 1100), "[SEP] dog")
+    assert 102 not in letters and letters[-1] == bert_words()["dog"] and len(letters) > 2
+
+
 def test_a_tokenizer_of_another_kind_or_size_is_refused(stored: Any, tmp_path: Path) -> None:
     BertTokenizer(vocab=bert_words()).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="another kind than BPE"):
