@@ -142,7 +142,9 @@ class Desk:
             raise ValueError(f"This model has no heat map {what!r}: {known}.")
         check(replace(ask, turns=(*ask.turns[:-1], replace(ask.turns[-1], text="-"))), alone=True)
         with self._held():
-            ready = self._prepare(replace(ask, task=ask.task if ask.turns[-1].text.strip() else None))
+            # What was answered could be asked; before that a task may still lack its words.
+            asked = answer is not None or bool(ask.turns[-1].text.strip())
+            ready = self._prepare(replace(ask, task=ask.task if asked else None))
             if isinstance(about, Region):
                 about = fitted(about, ready.placements[about.image])
             elif about is not None and not isinstance(about, str):

@@ -182,6 +182,6 @@ def test_heat_is_about_what_the_model_wrote(scripted, desk, picture, monkeypatch
     answer = scripted(" a cat.", task="describe")[-1]
     asked = []
     monkeypatch.setattr(desk.engine, "trace", lambda prompt, text, *rest: asked.append((prompt, text)))
-    desk.trace(Ask((picture,), (Turn("user", "-"),), "describe"), answer, FAMILY.heats[0])
+    desk.trace(Ask((picture,), (Turn("user", ""),), "describe"), answer, FAMILY.heats[0])
     ((prompt, text),) = asked
     assert text == " a cat." and opened(prompt)[1] == "An image of"
