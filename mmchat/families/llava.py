@@ -57,8 +57,8 @@ def tiled(config: Mapping[str, Any]) -> bool:
 
 
 def offered(config: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The resolutions that `image_grid_pinpoints` names; ValueError where they are no tiles of the tower's side, or where
-    a tile is no square of patches.
+    """The resolutions that `image_grid_pinpoints` names; ValueError where they are no tiles of the tower's side, or
+    where a tile is no square of patches.
     """
     if config.get("mm_vision_select_feature", "patch") != "patch":
         raise ValueError("tiles are put together patch by patch: mm_vision_select_feature must be patch in config.json")
