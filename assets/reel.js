@@ -4,6 +4,7 @@
 const seconds = (time) => `${time.toFixed(time < 10 ? 2 : 1)} s`;
 let media = null;
 let strip = null;
+let laid = ''; // what lies on the strip: it is laid anew only where that changes
 
 function made(tag, name, text = '') {
   const part = document.createElement(tag);
@@ -50,6 +51,7 @@ function lay() {
   note.append(' ', remove);
   strip.append(head);
   box.replaceChildren(media, strip, note);
+  laid = '';
   mark();
 }
 
@@ -59,6 +61,9 @@ function mark() {
   const said = Array.from(document.querySelectorAll('#mm-chat .mm-model'));
   const last = said.find((one) => one.classList.contains('mm-shown')) || said[said.length - 1];
   const found = last && last.dataset.clip === props.value.key ? Array.from(last.querySelectorAll('.mm-moment')) : [];
+  const key = JSON.stringify(found.map((moment) => [moment.title, { ...moment.dataset }]));
+  if (key === laid) return;
+  laid = key;
   strip.querySelectorAll('.mm-stretch').forEach((bar) => bar.remove());
   const whole = props.value.seconds || 1;
   strip.append(...found.map((moment) => {

@@ -146,7 +146,12 @@ def page() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     from mmchat.ui.page import build, launch_options
 
-    built = build(Desk(Watching()))
+    desk = Desk(Watching())
+    rows = [{"name": "watching"}, {"name": "plain"}]
+    engines = {"watching": desk.engine, "plain": ReplayEngine()}
+    built = build(
+        desk, model="watching", models=rows, open_model=lambda name, precision, told: desk.open(engines[name])
+    )
     options = {**launch_options(), "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True}
     _, address, _ = built.launch(**options)
     with sync_api.sync_playwright() as playwright:
@@ -225,8 +230,42 @@ def test_stretches_of_an_answer_lie_on_the_strip_and_seek(page, tmp_path, kind):
 
 
 @pytest.mark.browser
+def test_a_picture_is_asked_about_without_a_clip(page, tmp_path, picture):
+    picture.save(tmp_path / "street.png")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a file").click()
+    chooser.value.set_files(str(tmp_path / "street.png"))
+    page.wait_for_function("() => document.querySelector('.mm-picture')?.naturalWidth > 0")
+    asked(page, "What is in this picture?")
+    page.wait_for_selector(".mm-place")
+    assert page.locator(".mm-card").count() == 0
+
+
+@pytest.mark.browser
 def test_what_is_no_clip_is_told_on_the_page(page, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"words, not a film")
     given(page, tmp_path / "broken.mp4")
     page.wait_for_selector(".mm-card")
     assert "is no video or sound that can be read" in page.locator(".mm-card").inner_text()
+
+
+def switched(page: Any, name: str) -> None:
+    page.get_by_role("tab", name="Model").click()
+    page.locator("#mm-model-name input").click()
+    page.get_by_role("option", name=name).click()
+    page.locator("#mm-model-open").click()
+    page.wait_for_function("(name) => document.querySelector('.mm-pill').innerText.includes(name)", arg=name)
+
+
+@pytest.mark.browser
+def test_the_tool_for_clips_comes_and_goes_with_the_model_and_the_clip_stays(page, tmp_path):
+    brought(page, clips.video(tmp_path / "again.webm", code="VP80"))
+    switched(page, "plain")
+    page.wait_for_selector("#mm-clip", state="hidden")
+    switched(page, "watching")
+    page.wait_for_selector("#mm-clip")
+    page.wait_for_function("() => document.querySelector('.mm-player')?.duration > 0")
+    asked(page, "When does it happen?")
+    page.wait_for_function("() => document.querySelectorAll('.mm-stretch').length === 2")
+    page.locator(".mm-stretch").nth(1).click()
+    at(page, 2.1)

@@ -193,16 +193,20 @@ def _wire_picture(on: Widgets, desk: Desk, paths: list[Path], tries: Tries, runn
 def _wire_clip(on: Widgets, desk: Desk) -> None:
     """A video or a sound comes: the next question is also about it."""
 
-    def came(path: str) -> Update:
+    def came(path: str, now: reel.Reel | None) -> Update:
         try:
             brought = reel.reel_of(path)
             if brought.kind not in desk.engine.family.takes:
                 raise ValueError(f"{desk.engine.family.title} takes no {brought.kind}s: choose another file.")
             return {on.reel: brought, on.picture_notice: ""}
         except Exception as error:
-            return {on.reel: gr.skip(), on.picture_notice: _card(error, "This clip cannot be used")}
+            # The one that was there, not gr.skip(), which would make the player anew.
+            return {
+                on.reel: now if now and now.file else None,
+                on.picture_notice: _card(error, "This clip cannot be used"),
+            }
 
-    on.clip.upload(came, [on.clip], [on.reel, on.picture_notice], **QUIET)
+    on.clip.upload(came, [on.clip, on.reel], [on.reel, on.picture_notice], **QUIET)
 
 
 def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Callable[[], Rows]) -> list[Any]:
@@ -368,7 +372,7 @@ def _wire_model(
         """?model=NAME in the page's address opens that model."""
         name = request.query_params.get("model", "")
         if not name or name == opened.name:
-            yield {on.notice: ""}
+            yield {on.name: gr.skip()}  # nothing: the first question may have been asked meanwhile, and refused
         elif name not in panels.model_names(rows(), opened.name):
             names = ", ".join(panels.model_names(rows(), opened.name))
             yield {on.notice: words.card(f"There is no model {name[:80]!r}: the address may name one of {names}.")}

@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData, GradioModel
+from pydantic import model_validator
 
 from mmchat.clip import Clip, open_clip
 from mmchat.ui.canvas import digest_of, typed_html
@@ -26,6 +27,12 @@ class Reel(GradioModel):
     kind: str = ""
     seconds: float = 0.0
     key: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def nothing(cls, value: Any) -> Any:
+        """A player without a clip sends an empty string."""
+        return value or {}
 
 
 def player(**kwargs: Any) -> gr.HTML:
