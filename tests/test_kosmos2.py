@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import dwarfs
 import published
@@ -54,6 +55,44 @@ def test_a_checkpoint_is_the_librarys_own_model(folder):
         embeds = ours.embed(ids)
         embeds[mask.bool()] = ours.see(pixels).images[0]
         assert torch.allclose(ours.language(inputs_embeds=embeds).logits, wanted, atol=1e-5)
+
+
+def test_what_it_writes_is_what_the_library_generates(folder, picture):
+    """Greedy, with the published rule that no three tokens come twice in a row, the prompt's and the picture's too."""
+    engine = LocalEngine.open(folder, FAMILY, "fp32", "cpu")
+    theirs = Kosmos2ForConditionalGeneration(sizes(FAMILY.dwarf)).eval()
+    named = published.named(engine.model.state_dict(), (*NAMES[:2], (r"^language\.", "text_model.")))
+    theirs.load_state_dict(named, strict=False)
+    text = "the same words, the same words"
+    ask = Ask((picture,), (Turn("user", text),), "continue", Limits(new_tokens=24))
+    ready = Desk(engine)._prepare(ask)
+    talk, parts = engine._laid_out(ready.prompt, ready.sight.content)
+    slots, ids, mask = FAMILY.dwarf["latent_query_num"], [], []
+    for part in talk.ids:
+        ids += [part] if isinstance(part, int) else range(4, 4 + slots)
+        mask += [0] if isinstance(part, int) else [1] * slots
+    pixels = torch.from_numpy(FAMILY.frame(FAMILY.dwarf).fit(picture)[0])[None]
+    for unique in (3, 0):
+        engine.model.unique = unique
+        list(engine.speak(ready.prompt, ready.sight, replace(ask.limits, cache=False)))
+        said = engine._talks[-1].answer
+        wanted = theirs.generate(
+            pixel_values=pixels, input_ids=torch.tensor([ids]), image_embeds_position_mask=torch.tensor([mask]),
+            max_new_tokens=24, do_sample=False, no_repeat_ngram_size=unique, eos_token_id=sorted(engine.tokens.ends),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        )[0, len(ids) :].tolist()  # fmt: skip
+        assert [one for one in wanted if one not in engine.tokens.ends] == said and len(said) > 3
+        rows = [tuple((ids + said)[at : at + 3]) for at in range(len(ids + said) - 2)]
+        assert any(rows.index(row) < at for at, row in enumerate(rows) if at > len(ids) - 3) == (unique == 0)
+
+
+def test_the_rule_against_repetitions_is_the_published_files():
+    with weights.without_memory():
+        told = [build(FAMILY.dwarf | more).unique for more in (
+            {}, {"text_config": {**FAMILY.dwarf["text_config"], "no_repeat_ngram_size": 2}},
+            {"generation_config": {"no_repeat_ngram_size": 5}}, {"generation_config": {"no_repeat_ngram_size": 0}},
+        )]  # fmt: skip
+    assert told == [3, 2, 5, 0]
 
 
 def test_the_published_sizes_are_those_of_the_card():

@@ -237,7 +237,7 @@ class LocalEngine:
                 if self.searching is not None and limits.readiness != 1.0:
                     logits = logits.clone()  # the model's own may not be written to here
                     logits[self.searching.mark] *= limits.readiness
-                index, probability = choose(self.model.allowed(logits, growing.ids))
+                index, probability = choose(self.model.allowed(logits, growing.ids, parts))
                 made += 1
                 done = index in self._ends or made >= most
                 if index not in self._ends:

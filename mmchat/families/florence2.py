@@ -22,8 +22,8 @@ from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.nets import trace
-from mmchat.nets.model import Encoded, Model, Seen
-from mmchat.nets.native import Speaker
+from mmchat.nets.model import Encoded, Model, PartLike, Seen
+from mmchat.nets.native import Speaker, unrepeated
 from mmchat.nets.weights import Fold
 from mmchat.prompt import Piece, Task, Template
 from mmchat.templates import FLORENCE_2
@@ -128,17 +128,11 @@ class Florence2(Model):
         """What is written counts its positions anew."""
         return context + 1 - len(self.language.begins) if length <= context else 0
 
-    def allowed(self, logits: torch.Tensor, written: Sequence[int]) -> torch.Tensor:
-        """No tokens that would make a row of `unique` come again."""
-        row = (*self.language.begins, *written)
-        before = self.unique - 1
-        if before < 0:
-            return logits
-        last = row[len(row) - before :]
-        again = [row[at + before] for at in range(len(row) - before) if row[at : at + before] == last]
-        logits = logits.clone()
-        logits[again] = -torch.inf
-        return logits
+    def allowed(
+        self, logits: torch.Tensor, written: Sequence[int], read: Sequence[int | PartLike] = ()
+    ) -> torch.Tensor:
+        """No tokens that would make a row of `unique` come again in what is written."""
+        return unrepeated(logits, (*self.language.begins, *written), self.unique)
 
     def attention(self, inputs: torch.Tensor, start: int, tokens: Sequence[int], columns: slice) -> torch.Tensor:
         """That of the decoder to what was read: the answer's own words are not among them."""

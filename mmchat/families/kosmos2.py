@@ -2,13 +2,15 @@
 
 Peng et al. 2023, arXiv 2306.14824; checkpoint microsoft/kosmos-2-patch14-224, run by transformers' own classes behind
 our slots. It continues a text, it does not chat: the tasks are beginnings of sentences, which belong to the answer, and
-`<grounding>` in front switches boxes on. Its picture tokens come first, once.
+`<grounding>` in front switches boxes on. Its picture tokens come first, once. As in the authors' demo and in the
+published file no three tokens in a row come twice, those of the prompt counted too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,13 +26,16 @@ from transformers.models.kosmos2.modeling_kosmos2 import (
 from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
-from mmchat.nets.model import Encoded, Model, as_map
+from mmchat.nets.model import Encoded, Model, PartLike, as_map
+from mmchat.nets.native import unrepeated
 from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD, ClipTower
 from mmchat.prompt import Piece, Task
 from mmchat.templates import TEMPLATES
 
 CLIP_224 = {**CLIP_LARGE, "image_size": 224}
 GROUNDED = "<grounding>"
+HELD = 4  # the first of the ids that the library puts where a picture's vectors come
+UNIQUE = 3  # where neither file of a checkpoint says so
 
 TASKS = (
     Task("free", "Ask freely", GROUNDED + " Question: {text} Answer:"),
@@ -88,7 +93,21 @@ class Decoder(Kosmos2TextForCausalLM):
 
 
 class Kosmos2(Model):
-    """The slots; the latents are no map of the picture, so only the tower is shown."""
+    """The slots; the latents are no map of the picture, so only the tower is shown.
+
+    `unique`: how many tokens in a row never come twice (0: any may).
+    """
+
+    unique = 0
+
+    def allowed(
+        self, logits: torch.Tensor, written: Sequence[int], read: Sequence[int | PartLike] = ()
+    ) -> torch.Tensor:
+        """No tokens that would make a row of `unique` come again. The library holds a picture's place with ids that
+        count up.
+        """
+        asked = [(part,) if isinstance(part, int) else range(HELD, HELD + len(part.vectors)) for part in read]
+        return unrepeated(logits, (*chain.from_iterable(asked), *written), self.unique)
 
     def encode(self, pixels: torch.Tensor) -> Encoded:
         levels = self.vision(pixels)
@@ -120,7 +139,10 @@ def sizes(config: Mapping[str, Any]) -> Kosmos2Config:
 def build(config: Mapping[str, Any]) -> Kosmos2:
     """The model of a published config.json, parameters yet to be loaded."""
     made = sizes(config)
-    return Kosmos2(Decoder(made.text_config), Tower(tower_sizes(config)), Resampler(made))
+    model = Kosmos2(Decoder(made.text_config), Tower(tower_sizes(config)), Resampler(made))
+    rules = config.get("generation_config") or config.get("text_config", {})
+    model.unique = rules.get("no_repeat_ngram_size", UNIQUE) or 0
+    return model
 
 
 def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:

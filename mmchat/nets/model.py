@@ -181,9 +181,11 @@ class Model(nn.Module):
         """How many tokens an answer may have to a prompt of `length` positions, where `context` are read at most."""
         return context - length
 
-    def allowed(self, logits: torch.Tensor, written: Sequence[int]) -> torch.Tensor:
-        """Logits [V] by which the next token of an answer is chosen, behind its ids so far: -inf where a rule of the
-        authors' forbids one.
+    def allowed(
+        self, logits: torch.Tensor, written: Sequence[int], read: Sequence[int | PartLike] = ()
+    ) -> torch.Tensor:
+        """Logits [V] by which the next token of an answer is chosen, behind its ids so far and the prompt that was
+        read: -inf where a rule of the authors' forbids one.
         """
         return logits
 

@@ -17,6 +17,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mmchat.nets.model import Encoded, Model, PartLike, Seen, SlotLike
 
 
+def unrepeated(logits: torch.Tensor, row: Sequence[int], count: int) -> torch.Tensor:
+    """Logits [V] of what may follow the ids of `row`: -inf where `count` of them in a row would come a second time.
+
+    The library's `no_repeat_ngram_size`; 0: any may.
+    """
+    before = count - 1
+    if before < 0:
+        return logits
+    last = tuple(row[len(row) - before :])
+    again = [row[at + before] for at in range(len(row) - before) if tuple(row[at : at + before]) == last]
+    logits = logits.clone()
+    logits[again] = -torch.inf
+    return logits
+
+
 class Speaker(nn.Module):
     """A library's decoder (`base`, without a head) and its head, as one causal language model.
 
