@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import test_clip as clips
 
-from mmchat.desk import Desk
+from mmchat import family
+from mmchat.desk import Desk, Limits
 from mmchat.dialect import DIALECTS
+from mmchat.engines.local import LocalEngine
 from mmchat.engines.replay import FAMILY, Recorded, ReplayEngine
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements.txt")
@@ -107,6 +109,20 @@ def test_what_a_browser_says_of_a_clip_is_not_believed(desk, video):
     lied = video.model_copy(update={"seconds": 9999.0, "kind": "sound", "key": "f" * 64})
     talk = steps.begin(desk, None, (), "When?", None, lied)
     assert (talk[-1].seconds, talk[-1].clip) == (3.0, video.key)
+
+
+def test_a_model_that_takes_clips_is_asked_and_traced_by_this_road(dwarf_folder, surface, video):
+    local = LocalEngine.open(dwarf_folder("groundinggpt"), family.load("groundinggpt"), "fp32", "cpu")
+    desk, limits = Desk(local), Limits(new_tokens=4)
+    begun = steps.begin(desk, surface, (), "What happens?", None, video)
+    grown = list(steps.speak(desk, surface, begun, limits, video))
+    assert grown[-1][-1].answer.done and grown[-1][-1].clip == video.key
+    assert steps.heat(desk, surface, grown[-1], "feature norm", "", video).size == tuple(surface.size)
+    stopped = steps.speak(desk, surface, steps.begin(desk, surface, grown[-1], "And then?", None, video), limits, video)
+    assert next(stopped)[-1].answer is not None
+    stopped.close()
+    (alone,) = list(steps.speak(desk, None, steps.begin(desk, None, (), "What?", None, video), limits, video))[-1]
+    assert alone.answer.done
 
 
 def test_an_answer_about_a_clip_is_saved_and_told_in_seconds(desk, surface, video, tmp_path):
