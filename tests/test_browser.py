@@ -779,7 +779,7 @@ def test_settings_of_the_pictures_it_answers_with_are_offered_for_such_a_model_a
     drawer.load(photo)
     drawer.picture()
     drawer.page.get_by_role("tab", name="Model").click()
-    most = drawer.page.get_by_label("number input for Pictures for one mark at most")
+    most = drawer.page.get_by_label("number input for Pictures at a time")
     assert not most.is_visible()
     drawer.open("finder")
     most.wait_for(state="visible")

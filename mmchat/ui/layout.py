@@ -185,9 +185,9 @@ def _own_widgets(desk: Desk) -> dict[str, Any]:
     with gr.Column(visible=bool(desk.engine.family.retrieves), elem_id="mm-own") as own:
         indexed = gr.HTML(panels.indexed_html(desk), elem_id="mm-indexed", **PLAIN)
         with gr.Row(elem_classes="mm-form"):
-            pictures = gr.Slider(0, 9, 3, step=1, label="Pictures for one mark at most", min_width=150)
+            pictures = gr.Slider(0, 9, 3, step=1, label="Pictures at a time", min_width=150)
             readiness = gr.Slider(
-                0, 3, 1, step=0.1, label="Readiness to show them (1: as trained)", min_width=150
+                0, 3, 1, step=0.1, label="Readiness (1: as trained)", min_width=150
             )  # fmt: skip
     return {"own": own, "indexed": indexed, "pictures": pictures, "readiness": readiness}
 
