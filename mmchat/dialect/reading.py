@@ -193,8 +193,12 @@ class _Reading:
             return
         numbers, where, form = self.run, self.row, self.running
         self.run = []
-        if form.polygons and form.run > 8 and len(numbers) >= 6 and len(numbers) % 2 == 0:
-            self._place(form, numbers, where)
+        if form.polygons and form.run > 8 and len(numbers) >= 6:
+            if len(numbers) % 2:  # cut off inside a corner
+                self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers, the last was left out"))
+            self._place(form, numbers[: len(numbers) // 2 * 2], where)
+        elif form.polygons and form.run > 8:
+            self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} numbers are no outline"))
         else:
             self.dropped.append(Dropped(*where, f"wrong count: {len(numbers)} where {form.run} belong together"))
 
