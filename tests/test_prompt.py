@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmchat.geometry import Box, Region
-from mmchat.prompt import Slot, Task, Template, Turn, encode
+from mmchat.prompt import Slot, Task, Template, Turn, encode, opened
 from mmchat.templates import TEMPLATES
 
 REGION = Region("box", Box(0.1, 0.2, 0.3, 0.4))
@@ -125,3 +125,48 @@ def test_regions_may_be_named_as_users_of_other_systems_do(text: str, written: s
 
 def test_boxes_without_a_region_stay_words() -> None:
     assert Template().render((Turn("user", "two <boxes>"),), lambda number, region: ("never",)) == ("two <boxes>",)
+
+
+# tasks whose answer begins with words of the prompt
+
+GOES_ON = Template(
+    "", "{text}", " {text}",
+    tasks=(
+        Task("free", "Ask"), Task("tell", "Tell", "<g>{answer} An image of", ""),
+        Task("find", "Find", "<g>{answer}<p> {text}</p>"), Task("region", "Region", "{answer}It {text} is", "region"),
+    ),
+)  # fmt: skip
+
+
+def test_a_lead_stands_at_the_end_of_a_prompt_and_begins_the_answer() -> None:
+    prompt = GOES_ON.render((Turn("user", "the bus", images=(0,)),), mention, "find")
+    assert prompt[-1] == Slot("lead", 0, "<p> the bus</p>")
+    assert opened(prompt) == ((Slot("image", 0), "\n<g><p> the bus</p>"), "<p> the bus</p>")
+    assert opened(GOES_ON.render((Turn("user", ""),), mention, "tell")) == (("<g> An image of",), "An image of")
+    assert opened(GOES_ON.render((Turn("user", "what?"),), mention)) == (("what?",), "")
+    assert opened(()) == ((), "")
+
+
+def test_a_user_who_writes_the_field_writes_words() -> None:
+    prompt, lead = opened(GOES_ON.render((Turn("user", "{answer} {text}"),), mention, "find"))
+    assert prompt == ("<g><p> {answer} {text}</p>",) and lead == "<p> {answer} {text}</p>"
+
+
+def test_an_answer_cannot_begin_with_vectors() -> None:
+    with pytest.raises(ValueError, match="cannot begin with a region's vector"):
+        GOES_ON.render((Turn("user", "", (REGION,)),), lambda number, region: (Slot("region", 0),), "region")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "told"),
+    [
+        ("", "An image of a bus.", "<g> An image of a bus. Next"),
+        ("the bus", "<p> the bus</p> here", "<g> <p> the bus</p> here Next"),
+        ("What is it?", "An image of a bus.", "What is it? An image of a bus. Next"),  # asked freely
+        ("the bus", "<p> a car</p> here", "the bus <p> a car</p> here Next"),
+        ("the bus", "It stops.", "the bus It stops. Next"),
+    ],
+)
+def test_what_an_answer_begins_with_is_told_once(asked: str, said: str, told: str) -> None:
+    turns = (Turn("user", asked), Turn("assistant", said), Turn("user", " Next"))
+    assert GOES_ON.render(turns, mention) == (told,)
