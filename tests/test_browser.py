@@ -759,6 +759,7 @@ def test_the_tools_follow_the_open_model_and_a_drawn_shape_stays(drawer: Visit, 
     drawer.ask("What is @1?")
     drawer.page.wait_for_selector("#mm-right .mm-card")
     assert "takes no regions" in drawer.page.locator("#mm-right .mm-card").inner_text()
+    assert drawer.page.input_value("#mm-question textarea") == "What is @1?"
 
 
 def test_a_page_learns_that_somebody_else_opened_another_model(browser: Any, drawer: Visit, photo: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmchat import paint
 from mmchat.clip import Clip
-from mmchat.desk import LONGEST, MENTION, Answer, Ask, Desk, Limits, Turn
+from mmchat.desk import LONGEST, MENTION, Answer, Ask, Desk, Limits, Turn, named_in
 from mmchat.geometry import Region, open_image
 from mmchat.ui import reel as reels
 from mmchat.ui.canvas import Sheet, Surface, regions_of, sheets_of, shown_on
@@ -125,7 +125,9 @@ def begin(
     words, new = renumbered(shown, drawn, known)
     turn = Turn("user", words, new, images=tuple(fresh))
     seen = {} if clip is None else {"clip": clip.key, "seconds": clip.seconds}
-    return (*talk, Exchange(turn, shown, digests, model, task, key=secrets.token_hex(8), **seen))
+    talk = (*talk, Exchange(turn, shown, digests, model, task, key=secrets.token_hex(8), **seen))
+    named_in(list(turns_of(talk)), desk.engine.family, task)  # refused while the words still stand in their box
+    return talk
 
 
 def renumbered(text: str, drawn: dict[int, Region], known: list[Region]) -> tuple[str, tuple[Region, ...]]:
