@@ -16,6 +16,7 @@ from mmchat.geometry import Region
 class Turn:
     """One turn of a talk. `text` may say @1, @2 ... (counted over `regions` of the whole talk). `images`: indices of
     pictures shown with it; `kinds`: what each of them is, "image", "video" or "sound" (empty: all are pictures).
+    `task`: how an earlier turn was asked; the last one is asked as the talk says.
     """
 
     role: Literal["user", "assistant"]
@@ -23,6 +24,7 @@ class Turn:
     regions: tuple[Region, ...] = ()
     images: tuple[int, ...] = ()
     kinds: tuple[str, ...] = ()
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,13 @@ class Template:
             shows = sorted(
                 (slots[one] for one in (*images, *turn.images)), key=lambda slot: self.order.index(slot.kind)
             )
-            own = range(seen + 1, seen + 1 + len(turn.regions)) or range(1, len(regions) + 1)
+            own = range(seen + 1, seen + 1 + len(turn.regions)) or range(1, seen + 1)
             seen += len(turn.regions)
             if task is not None and index == last:
                 front, text, begun = _asked(self.task(task), text, own, len(regions))
                 lead = led(_mentioned(begun, regions, mention, self.typed))
             elif turn.role == "user" and index + 1 < len(turns):
-                text = self._led_to(turn, turns[index + 1].text, own, regions, mention)
+                front, text = self._asked_before(turn, turns[index + 1].text, own, regions, mention)
             # A model's earlier answer is fed back as it was: only the user's words can point at regions.
             front, pieces = (
                 _mentioned(part, regions, mention, self.typed) if turn.role == "user" else (part,)
@@ -148,19 +150,17 @@ class Template:
         pieces = self.lay_out(messages)
         return (*pieces, Slot("lead", 0, lead)) if lead else pieces
 
-    def _led_to(self, turn: Turn, answer: str, own: range, regions: Sequence[Region], mention: Mention) -> str:
-        """What an earlier turn asked, less the words that its answer begins with: these are in the answer."""
-        for task in self.tasks:
-            if "{answer}" not in task.pattern or (turn.text.strip() and "{text}" not in task.pattern):
-                continue
-            try:
-                _, text, begun = _asked(task, turn.text, own, len(regions))
-            except ValueError:  # nothing was asked in this way
-                continue
-            lead = led(_mentioned(begun, regions, mention, self.typed)).lstrip()
-            if lead and answer.startswith(lead):
-                return text
-        return turn.text
+    def _asked_before(
+        self, turn: Turn, answer: str, own: range, regions: Sequence[Region], mention: Mention
+    ) -> tuple[str, str]:
+        """What an earlier turn asked, in its task's words (before the pictures, and the rest). Those that its answer
+        begins with are in the answer.
+        """
+        if turn.task is None:
+            return "", turn.text
+        front, text, begun = _asked(self.task(turn.task), turn.text, own, len(regions))
+        lead = led(_mentioned(begun, regions, mention, self.typed)).lstrip()
+        return front, text if answer.startswith(lead) else text + begun
 
     def _shown(self, turns: Sequence[Turn], last: int) -> frozenset[int]:
         """The turns that the model is shown: all, unless the template says that questions stand alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import dwarfs
 import published
@@ -25,12 +26,16 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["safetensors", "bin"])
-def folder(request, tmp_path_factory):
+def layout(root: Path, kind: str = "safetensors") -> Path:
     """Two shards; the tied head is not stored, as in the published file."""
     state = dwarfs.build(FAMILY).state_dict()
     named = {name: tensor for name, tensor in published.named(state, NAMES).items() if name}
-    return published.write(tmp_path_factory.mktemp("kosmos") / "kosmos-2", named, FAMILY.dwarf, request.param)
+    return published.write(root / "kosmos-2", named, FAMILY.dwarf, kind)
+
+
+@pytest.fixture(scope="module", params=["safetensors", "bin"])
+def folder(request, tmp_path_factory) -> Path:
+    return layout(tmp_path_factory.mktemp("kosmos"), request.param)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
@@ -196,24 +201,37 @@ def test_the_next_turn_says_the_beginning_once(scripted, desk, picture, monkeypa
         ("The man", "continue", "The man"),
     ):
         answer = scripted(" so.", text, task)[-1]
-        before = (Turn("user", text), Turn("assistant", answer.raw))
+        before = (Turn("user", text, task=task), Turn("assistant", answer.raw))
         prompt = desk._prepare(Ask((picture,), (*before, Turn("user", "Why?")), "free")).prompt
         said = "".join(piece for piece in prompt if isinstance(piece, str))
-        assert said == f"<image></image> <grounding> {lead} so.<grounding> Question: Why? Answer:"
+        assert said == f"<image></image> <grounding> {lead} so. Question: Why? Answer:"
         assert opened(prompt) == (prompt, "")
     before = (Turn("user", "Who is it?"), Turn("assistant", "A man."))
     prompt = desk._prepare(Ask((picture,), (*before, Turn("user", "the man")), "find")).prompt
     assert opened(prompt)[0][-1] == "</image> Who is it? A man.<grounding><phrase> the man</phrase>"
 
 
+def test_a_talk_is_one_text(desk, picture):
+    """As recorded: questions and answers in a row, boxes switched on once."""
+    said = (("where is the man?", "on the street."), ("and the dog?", "near the man."))
+    turns = tuple(
+        turn for text, answer in said for turn in (Turn("user", text, task="free"), Turn("assistant", answer))
+    )
+    prompt = desk._prepare(Ask((picture,), (*turns, Turn("user", "red or blue?")), "free")).prompt
+    assert prompt[-1] == (
+        "</image> <grounding> Question: where is the man? Answer: on the street. Question: and the dog? "
+        "Answer: near the man. Question: red or blue? Answer:"
+    )
+
+
 def test_a_talk_goes_on_from_what_was_kept(scripted, desk, picture):
     """The ids of a completed sentence are used again, and a talk read anew says the same."""
     answer = scripted(" a cat.", task="describe")[-1]
-    turns = (Turn("user", ""), Turn("assistant", answer.raw), Turn("user", "Why?"))
+    turns = (Turn("user", "", task="describe"), Turn("assistant", answer.raw), Turn("user", "Why?"))
     prompt = desk._prepare(Ask((picture,), turns, "free"))
     talk, _ = desk.engine._laid_out(prompt.prompt, prompt.sight.content)
     texts = [part for part in talk.ids if isinstance(part, int)]
-    wanted = "<image></image> <grounding> An image of a cat.<grounding> Question: Why? Answer:"
+    wanted = "<image></image> <grounding> An image of a cat. Question: Why? Answer:"
     assert desk.engine.tokens.text(texts) == "<s>" + wanted
 
 

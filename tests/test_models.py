@@ -139,10 +139,11 @@ def test_where_it_fits_in_neither_way_nothing_is_closed(
 def test_a_talk_goes_on_with_another_family_in_clean_words() -> None:
     answer = Answer("a bus", "<p>a bus</p><c0>", done=True)
     talk = tuple(
-        Exchange(Turn("user", text), text, "digest", model, answer=answer)
+        Exchange(Turn("user", text), text, "digest", model, "find", answer=answer)
         for text, model in (("one?", "groma"), ("two?", "llava"), ("three?", "llava"))
     )
     assert [turn.text for turn in steps.turns_of(talk)] == ["one?", "a bus", "two?", "<p>a bus</p><c0>", "three?"]
+    assert [turn.task for turn in steps.turns_of(talk)[::2]] == [None, "find", None]
 
 
 def test_opening_tells_its_progress_and_raises_what_was_raised() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmchat.geometry import Box, Region
-from mmchat.prompt import Slot, Task, Template, Turn, encode, opened
+from mmchat.prompt import Piece, Slot, Task, Template, Turn, encode, opened
 from mmchat.templates import TEMPLATES
 
 REGION = Region("box", Box(0.1, 0.2, 0.3, 0.4))
@@ -158,15 +158,34 @@ def test_an_answer_cannot_begin_with_vectors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said", "told"),
+    ("task", "asked", "said", "told"),
     [
-        ("", "An image of a bus.", "<g> An image of a bus. Next"),
-        ("the bus", "<p> the bus</p> here", "<g> <p> the bus</p> here Next"),
-        ("What is it?", "An image of a bus.", "What is it? An image of a bus. Next"),  # asked freely
-        ("the bus", "<p> a car</p> here", "the bus <p> a car</p> here Next"),
-        ("the bus", "It stops.", "the bus It stops. Next"),
+        ("tell", "", "An image of a bus.", "<g> An image of a bus. Next"),
+        ("find", "the bus", "<p> the bus</p> here", "<g> <p> the bus</p> here Next"),
+        ("find", "the bus", "", "<g><p> the bus</p> Next"),  # stopped before its first word
+        (None, "What is it?", "An image of a bus.", "What is it? An image of a bus. Next"),
+        ("free", "What is it?", "An image of a bus.", "What is it? An image of a bus. Next"),
     ],
 )
-def test_what_an_answer_begins_with_is_told_once(asked: str, said: str, told: str) -> None:
-    turns = (Turn("user", asked), Turn("assistant", said), Turn("user", " Next"))
+def test_what_an_answer_begins_with_is_told_once(task: str | None, asked: str, said: str, told: str) -> None:
+    turns = (Turn("user", asked, task=task), Turn("assistant", said), Turn("user", " Next"))
     assert GOES_ON.render(turns, mention) == (told,)
+
+
+def test_an_earlier_turn_stands_as_it_was_asked() -> None:
+    """In its task's words, about the regions that there were then, its picture where the task puts it."""
+    tasks = (
+        Task("find", "Find", "Where is {text}?"), Task("region", "Region", "What is {text}?", "region"),
+        Task("look", "Look", "In {image} find {text}."),
+    )  # fmt: skip
+    template = Template("", "U: {text}\n", "A: {text}\n", tasks=tasks)
+
+    def asked(*turns: Turn, task: str | None = None) -> tuple[Piece, ...]:
+        return template.render((*turns, Turn("user", "Why?", (REGION,))), mention, task)
+
+    said = Turn("assistant", "there")
+    assert asked(Turn("user", "a cup", task="find"), said) == ("U: Where is a cup?\nA: there\nU: Why?\nA:",)
+    first = asked(Turn("user", "", (REGION,), task="region"), said)
+    assert first == ("U: What is [0.1]", Slot("region", 0), "?\nA: there\nU: Why?\nA:")
+    picture = asked(Turn("user", "a cup", images=(0,), task="look"), said)
+    assert picture == ("U: In ", Slot("image", 0), " find a cup.\nA: there\nU: Why?\nA:")

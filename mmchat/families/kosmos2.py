@@ -9,7 +9,7 @@ published file no three tokens in a row come twice, those of the prompt counted 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
 
@@ -29,7 +29,7 @@ from mmchat.geometry import Frame, Region
 from mmchat.nets.model import Encoded, Model, PartLike, as_map
 from mmchat.nets.native import unrepeated
 from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD, ClipTower
-from mmchat.prompt import Piece, Task
+from mmchat.prompt import Piece, Task, Template, joined
 from mmchat.templates import TEMPLATES
 
 CLIP_224 = {**CLIP_LARGE, "image_size": 224}
@@ -45,6 +45,21 @@ TASKS = (
     Task("region", "Describe my region", GROUNDED + "{answer}<phrase> It</phrase>{text} is", needs="region"),
     Task("continue", "Go on with my sentence", GROUNDED + "{answer} {text}"),
 )
+
+
+@dataclass(frozen=True)
+class Continued(Template):
+    """A talk is one text, in which one mark in front switches boxes on for all that follows."""
+
+    def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
+        pieces, on = [], False
+        for piece in super().lay_out(messages):
+            if isinstance(piece, str) and GROUNDED in piece:
+                before, _, behind = piece.partition(GROUNDED)
+                piece = before + ("" if on else GROUNDED) + behind.replace(GROUNDED, "")
+                on = True
+            pieces.append(piece)
+        return joined(pieces)
 
 
 class Tower(ClipTower):
@@ -150,11 +165,13 @@ def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tupl
     return (dialect.write((region.box,), None, scene),)
 
 
+_BASE = replace(TEMPLATES["kosmos2"], tasks=TASKS, stop=("</s>",))
+
 FAMILY = Family(
     name="kosmos2",
     title="Kosmos-2",
     about="Describes a picture so that every phrase has its place, and finds what a phrase names. Continues sentences.",
-    template=replace(TEMPLATES["kosmos2"], tasks=TASKS, stop=("</s>",)),
+    template=Continued(**{field.name: getattr(_BASE, field.name) for field in fields(Template)}),
     dialect=DIALECTS["kosmos2"],
     frame=frame,
     build=build,

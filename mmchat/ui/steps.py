@@ -149,15 +149,17 @@ def renumbered(text: str, drawn: dict[int, Region], known: list[Region]) -> tupl
 
 
 def turns_of(talk: Talk) -> tuple[Turn, ...]:
-    """The talk as the model reads it: its own earlier answers raw, with the numbers it wrote, and the last question.
+    """The talk as the model reads it: as it was asked, its own earlier answers raw, with the numbers it wrote, and the
+    last question.
 
-    Of another family's answers the clean words: its numbers would mean other places, or nothing.
+    Of another family's talk the clean words: its tasks and numbers would mean other things, or nothing.
     """
     turns: list[Turn] = []
     for exchange in talk[:-1]:
         answer = exchange.answer
-        words = "" if answer is None else answer.raw if exchange.model == talk[-1].model else answer.text
-        turns += [exchange.question, Turn("assistant", words)]
+        same = exchange.model == talk[-1].model
+        words = "" if answer is None else answer.raw if same else answer.text
+        turns += [replace(exchange.question, task=exchange.task if same else None), Turn("assistant", words)]
     return (*turns, talk[-1].question)
 
 
