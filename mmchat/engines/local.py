@@ -510,6 +510,7 @@ class LocalEngine:
         self._encoded.clear()
         self._sights.clear()
         self._talks.clear()
+        self.searching = None  # it holds the model, too
         del self.model
         give_back()
 
