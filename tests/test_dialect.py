@@ -263,6 +263,21 @@ def test_llava_and_mmfuser_write_their_brackets() -> None:
 # what comes after reading
 
 
+@pytest.mark.parametrize(
+    ("size", "corners"),
+    [((400, 300), (54, 229, 211, 297)), ((640, 480), (324, 45, 360, 88)), ((800, 200), (202, 1, 572, 194))],
+)
+def test_a_half_is_rounded_as_the_original_rounds_it(size: tuple[int, int], corners: tuple[int, ...]) -> None:
+    """Shikra divides pixels of the padded square by its side: 347 of 400 is 0.8675 and not a hair less."""
+    side = max(size)
+    shift = [(side - length) // 2 for length in size] * 2
+    wanted = ",".join(
+        f"{round((corner + offset) / side, 3):.3f}" for corner, offset in zip(corners, shift, strict=True)
+    )
+    placed = Frame(1, "pad").place(size).into(Box.from_pixels(corners, size))
+    assert DIALECTS["shikra"].write([placed]) == f"[{wanted}]"
+
+
 def test_confidence_is_the_geometric_mean_of_the_tokens_that_wrote_the_place() -> None:
     span = Span(0, 1, (Box(*A), Box(*B)), ((4, 8), (20, 24)), (None, None))
     pieces = ((0, 4, 0.001), (4, 6, 0.9), (6, 9, 0.4), (9, 12, 0.001))
