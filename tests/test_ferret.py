@@ -31,10 +31,8 @@ ALONE = ("model.mm_projector", "model.region_geo_sampler")
 WIDE = (600, 200)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def layout(root: Path) -> Path:
     """Delta and base whose sum is the dwarf, vocabulary grown by the region's mark; the tower inside the checkpoint."""
-    root = tmp_path_factory.mktemp("ferret")
     state = {name: tensor.half().float() for name, tensor in dwarfs.build(FAMILY).state_dict().items()}
     generator = torch.Generator().manual_seed(3)
     rows = FAMILY.dwarf["vocab_size"] - 1
@@ -54,6 +52,11 @@ def folder(tmp_path_factory) -> Path:
     sizes = {"vision_config": dict(FAMILY.dwarf["vision_config"])}
     published.write(folder / "vision_tower", published.named(state, TOWER), sizes, shards=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return layout(tmp_path_factory.mktemp("ferret"))
 
 
 @pytest.fixture(scope="module")

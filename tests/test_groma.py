@@ -43,8 +43,7 @@ NAMES = (
 BASE = FAMILY.dwarf["llm_cfg"]["vocab_size"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def layout(root: Path) -> Path:
     """Two .bin shards with the marks in tables of their own and the proposer's heads twice."""
     state = published.named(dwarfs.build(FAMILY).state_dict(), NAMES)
     for name, own in (("llm.model.embed_tokens", "new_input_embs"), ("llm.lm_head", "extra_lm_head")):
@@ -53,7 +52,12 @@ def folder(tmp_path_factory):
     heads = [name for name in state if "ddetr_transformer.bbox_embed" in name or "class_embed_" in name]
     state |= {name.replace("ddetr_transformer.", "ddetr_transformer.decoder."): state[name] for name in heads}
     state |= {f"{TOWER}embeddings.mask_token": torch.ones(1, 64), f"{TOWER}layernorm.weight": torch.ones(64)}
-    return published.write(tmp_path_factory.mktemp("groma") / "groma-7b-finetune", state, FAMILY.dwarf, "bin")
+    return published.write(root / "groma-7b-finetune", state, FAMILY.dwarf, "bin")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return layout(tmp_path_factory.mktemp("groma"))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import dwarfs
 import published
@@ -31,10 +32,8 @@ NAMES = (
 SHORT = Limits(new_tokens=6)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def layout(root: Path) -> Path:
     """Two .bin shards, the tower in a folder of its own, and senses of ImageBind's that are left unread."""
-    root = tmp_path_factory.mktemp("grounding")
     state = dwarfs.build(FAMILY).state_dict()
     named = published.named(state, NAMES) | {f"{EARS}trunks.vision.blocks.0.norm_1.weight": torch.ones(3)}
     config = {key: value for key, value in FAMILY.dwarf.items() if key != "vision_config"}
@@ -42,6 +41,11 @@ def folder(tmp_path_factory):
     tower = published.named(state, ((r"^vision\.", "vision_model."),))
     published.write(root / "clip-vit-large-patch14-336", tower, {"vision_config": FAMILY.dwarf["vision_config"]})
     return published.write(root / "GroundingGPT", named, config, "bin")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return layout(tmp_path_factory.mktemp("grounding"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])

@@ -19,10 +19,8 @@ NAMES = ((r"^language\.", ""), (r"^bridge\.0\.", "model.mm_projector."))
 TOWER = ((r"^vision\.", "vision_model."),)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def layout(root: Path) -> Path:
     """Delta, base and tower whose sum is the dwarf, vocabulary grown by three rows."""
-    root = tmp_path_factory.mktemp("shikra")
     state = {name: tensor.half().float() for name, tensor in dwarfs.build(FAMILY).state_dict().items()}
     target = published.named(state, NAMES)
     generator = torch.Generator().manual_seed(3)
@@ -46,6 +44,11 @@ def folder(tmp_path_factory) -> Path:
         shards=1,
     )
     return published.write(root / "shikra-7b-delta-v1", delta, config | named, "bin")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return layout(tmp_path_factory.mktemp("shikra"))
 
 
 def test_delta_base_and_tower_together_are_the_model(folder):
