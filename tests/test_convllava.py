@@ -92,6 +92,12 @@ def test_a_last_block_left_out_is_the_map_before_it():
     assert torch.equal(whole(pixels)[0], less(pixels)[0])
 
 
+def test_the_block_left_out_is_the_encoders_own_not_one_of_the_added_stage():
+    sizes = FAMILY.dwarf["vision_config"] | {"depths": [1, 1, 1, 2], "hidden_sizes": [8, 12, 16, 24]}
+    stages = ConvNextTower(sizes, -2, (3, 32)).encoder.stages
+    assert [len(stage.layers) for stage in stages] == [1, 1, 1, 1, 3]
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The dwarf as published: two shards of either kind, a ConvNeXt copy inside."""

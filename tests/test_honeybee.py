@@ -24,6 +24,7 @@ from mmchat.golden.honeybee import checkpoint_config, spliced
 from mmchat.golden.llava import greedy, looked_at
 from mmchat.nets import archive, weights
 from mmchat.nets.abstractors import DAbstractor
+from mmchat.nets.resampler import Resampler
 
 FAMILY = family.load("honeybee")
 GOLDEN = Path(__file__).resolve().parent / "golden" / "honeybee"
@@ -365,6 +366,11 @@ def test_every_abstractor_gives_what_the_language_model_takes(kind):
     seen = model.see(torch.randn(2, 3, 56, 56))
     assert [tuple(image.shape) for image in seen.images] == [(18, 64), (18, 64)]
     assert tuple(seen.levels["bridge"].shape) == (2, 64, 4, 4)
+
+
+def test_a_resampler_has_a_layer_in_front_whatever_the_widths():
+    net = Resampler({"num_query_tokens": 4, "hidden_size": 32, "num_attention_heads": 4}, 32, 64, 16)
+    assert tuple(net.state_dict()["visual_input_fc.weight"].shape) == (32, 32)
 
 
 def test_a_c_abstractor_has_no_sampling_points_to_show_and_says_what_it_has(tmp_path):

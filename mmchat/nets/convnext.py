@@ -86,7 +86,7 @@ class Stages(nn.Module):
 class ConvNextTower(nn.Module):
     """The last stage's map, flattened row by row.
 
-    config: the encoder's own config.json. `select` -2 leaves out the last stage's last block, -1 nothing. `added`:
+    config: the encoder's own config.json. `select` -2 leaves out its last stage's last block, -1 nothing. `added`:
     (depth, width) of a stage behind those of the config, as training from four stages adds one. ValueError for sizes
     that do not go together.
     """
@@ -106,9 +106,9 @@ class ConvNextTower(nn.Module):
                 f"mm_vision_select_layer is {select!r} in the checkpoint's config.json: for a ConvNeXt tower "
                 "write -1 (all) or -2 (without the last block)"
             )
+        depths[-1] += select + 1  # before a stage is added, as the original does
         if added is not None:
             depths, widths = [*depths, added[0]], [*widths, added[1]]
-        depths[-1] += select + 1
         self.side, self.width = config.get("image_size", CONVNEXT_LARGE["image_size"]), widths[-1]
         patch = config.get("patch_size", 4)
         self.stride = patch * 2 ** (len(depths) - 1)

@@ -93,7 +93,7 @@ class Resampler(nn.Module):
         sizes = (inner, config.get("intermediate_size", 2816), config.get("num_attention_heads", 16))
         epsilon, count = config.get("layer_norm_eps", 1e-6), config.get("num_hidden_layers", 6)
         self.pos_emb = nn.Parameter(torch.zeros(1, places, width)) if config.get("pos_emb", True) else None
-        self.visual_input_fc = nn.Linear(width, inner) if width != inner else nn.Identity()
+        self.visual_input_fc = nn.Linear(width, inner)  # also where the widths are equal
         self.query_tokens = nn.Parameter(torch.zeros(1, config["num_query_tokens"], inner))
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList(ResamplerLayer(*sizes, epsilon) for _ in range(count))
