@@ -151,6 +151,12 @@ TEMPLATES |= {
         _HEADED.format("assistant", "{text}"),
         stop=("<|eot_id|>",),
     ),
+    "llava_llama_3": Template(  # LLaVA-NeXT's; trained with the token in front that the tokenizer puts there, once
+        _HEADED.format("system", _LANGUAGE_AND_VISION),
+        _HEADED.format("user", "{text}"),
+        _HEADED.format("assistant", "{text}"),
+        stop=("<|eot_id|>",),
+    ),
     "ferret_v1": _vicuna(_FERRET),
     "ferret_first": _vicuna(_FERRET_FIRST),
     "ferret_vicuna_v1": _vicuna(_FERRET.rstrip()),  # Ferret-UI's three

@@ -333,12 +333,32 @@ def test_every_precision_and_place_answers(opened, tmp_path, precision, device):
         ({}, "A chat between a curious user"),
         ({"model_type": "llava_mistral"}, "[INST] "),
         ({"vocab_size": 64000}, "<|im_start|>system\nAnswer the questions.<|im_end|>"),
+        (
+            {"vocab_size": 128256},
+            "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision ",
+        ),
     ],
 )
 def test_each_relative_is_spoken_to_in_its_own_form(config, starts):
     template = speaks({**FAMILY.dwarf, **ANYRES, **config})
     pieces = template.render((Turn("user", "Who?", images=(0,)),), lambda number, drawn: ())
     assert pieces[0].startswith(starts) and template.tasks == FAMILY.template.tasks
+
+
+def test_a_picture_stands_between_its_marks_where_the_config_says_so():
+    template = speaks({**FAMILY.dwarf, "mm_use_im_start_end": True})
+    before, _, behind = template.render((Turn("user", "Who?", images=(0,)),), lambda number, drawn: ())
+    assert before.endswith("USER: <im_start>") and behind == "<im_end>\nWho? ASSISTANT:"
+
+
+def test_what_llama_3_is_asked_is_laid_out_in_its_headers():
+    template = speaks({**FAMILY.dwarf, "vocab_size": 128256})
+    turns = (Turn("user", "Who?", images=(0,)), Turn("assistant", "He."), Turn("user", "Why?"))
+    assert template.render(turns, lambda number, drawn: ())[1:] == (
+        Slot("image", 0),
+        "\nWho?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHe.<|eot_id|><|start_header_id|>user"
+        "<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ) and template.stop == ("<|eot_id|>",)
 
 
 def test_what_cannot_be_read_is_refused():

@@ -2,8 +2,8 @@
 
 Liu et al. 2023, github.com/haotian-liu/LLaVA. Checkpoints: liuhaotian/llava-v1.5-7b and -13b (without the tower inside:
 CLIP comes from its own folder, `mm_vision_tower` in the config), and what is trained with that code later (tower
-inside). 1.6 (liuhaotian/llava-v1.6-vicuna-7b, -mistral-7b, -34b) also looks at tiles: `image_aspect_ratio` anyres, or
-anyres_max_9 as in LLaVA-VL/LLaVA-NeXT.
+inside). 1.6 (liuhaotian/llava-v1.6-vicuna-7b, -mistral-7b, -34b, lmms-lab/llama3-llava-next-8b) also looks at tiles:
+`image_aspect_ratio` anyres, or anyres_max_9 as in LLaVA-VL/LLaVA-NeXT.
 
 What boxes of 1.6 refer to, its authors do not say (their issue 1158 asks and has no answer). Here they are relative to
 the square that the picture is centred in: so are the boxes in the texts that 1.5 was trained on, which 1.6's mixture
@@ -30,6 +30,8 @@ from mmchat.prompt import Template
 from mmchat.templates import TEMPLATES
 
 YI = 64000  # words of Yi 34B, of which the largest 1.6 is made
+LLAMA_3 = 128256  # and of Llama 3, of which llama3-llava-next-8b is; some trainings add a word
+MARKED = "<im_start>{image}<im_end>\n{text}"  # with `mm_use_im_start_end`, as before 1.5
 
 
 class Llava(Anyres):
@@ -87,7 +89,10 @@ def speaks(config: Mapping[str, Any]) -> Template:
         name = "mistral_instruct"
     elif config["vocab_size"] == YI:
         name = "chatml_direct"
-    return replace(TEMPLATES[name], tasks=TASKS)
+    elif config["vocab_size"] >= LLAMA_3:
+        name = "llava_llama_3"
+    marked = {"image": MARKED} if config.get("mm_use_im_start_end") else {}
+    return replace(TEMPLATES[name], tasks=TASKS, **marked)
 
 
 FAMILY = Family(
