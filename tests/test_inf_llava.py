@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import dwarfs
 import keylists
 import published
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmchat import golden
 from mmchat.desk import Desk
@@ -76,6 +79,19 @@ def test_the_other_views_are_dead_inputs():
     with torch.inference_mode():
         assert torch.equal(net.steps(seen, strides).pooled, net.steps(seen, noise).pooled)
         torch.testing.assert_close(net(seen, strides[4]), net.steps(seen, strides).pooled, atol=1e-5, rtol=1e-5)
+
+
+def test_a_recorded_grid_that_holds_no_whole_blocks_is_mixed_over_every_place(tmp_path):
+    net = SpatialEmbed(32)
+    kept = {f"state.{name}": one for name, one in net.state_dict().items()} | {
+        "in.features": torch.randn(18, 1, 25, 32)
+    }
+    config = {"channel": 32, "n": 3, "grid": [5, 5], "heads": 8}
+    (tmp_path / "odd.json").write_text(json.dumps({"system": "inf-llava", "object": "SpatialEmbed", "config": config}))
+    save_file(kept, tmp_path / "odd.safetensors")
+    out = inf_llava.mixing(Case(tmp_path / "odd.json"), torch.float32)
+    assert out["pooled"].shape == (1, 25, 32)
+    torch.testing.assert_close(out["pooled"].view(5, 5, 32), out["fused"][0, 1::3, 1::3])  # the middle of each block
 
 
 def test_pieces_come_together_again():

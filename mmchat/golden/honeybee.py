@@ -139,7 +139,7 @@ def talk(name: str, said: list[tuple[str, str | None]], image: bool) -> str:
 
 def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
     """Pictures as the tower sees them, fitted by our frame."""
-    fit = frame({"vision_config": {"image_size": case.config["image_size"]}}).fit
+    fit = frame({"vision_config": case.config}).fit
     return {name.replace("image", "pixels"): torch.from_numpy(fit(image)[0]) for name, image in images(case).items()}
 
 
@@ -194,7 +194,7 @@ def start(case: Case, dtype: torch.dtype) -> Outputs:
 def checkpoint_config(case: Case) -> dict[str, Any]:
     """The case's config under the keys of a published config.json."""
     config = case.config
-    about = {"num_query_tokens": config["num_query_tokens"], **config["projector"]}
+    about = {key: config[key] for key in ("num_query_tokens",) if key in config} | config["projector"]
     return {"vision_config": config["vision"], "projector_config": about, "text_config": config["llm"]}
 
 
@@ -218,7 +218,7 @@ def whole(case: Case, dtype: torch.dtype) -> Outputs:
         "attention_mask": real,
         "logits": logits,
     }
-    if dtype == torch.float32:
+    if "out.greedy_ids" in case.tensors and dtype == torch.float32:
         out["greedy_ids"] = greedy(model, embeds, real, case.tensors["out.greedy_ids"].shape[1])
     return out
 

@@ -70,7 +70,7 @@ def mixing(case: Case, dtype: torch.dtype) -> Outputs:
     local, strides = features[: n * n], features[n * n :]
     full = net.steps(local, strides)
     out = {"G_prime": full.global_asks, "L_prime": full.local_asks, "fused": full.fused, "pooled": full.pooled}
-    if n == SCALE:
+    if n == SCALE and not any(length % SCALE for length in config["grid"]):
         middle = strides[COUNT // 2]
         asked_local, asked_global = net.central(local, middle)
         out |= {

@@ -158,14 +158,14 @@ def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
     frame = Frame(
         processor["crop"],
         "pad" if ratio == "pad" else "crop",
-        (122, 116, 104),
+        tuple(int(value * 255) for value in processor["mean"]),
         tuple(processor["mean"]),
         tuple(processor["std"]),
     )
     out = {}
     for name, image in images(case).items():
         if ratio == "anyres":
-            views = tiles.views(image, tiles.pinpoints(config["image_grid_pinpoints"]), frame.side)
+            views = tiles.views(image, tiles.pinpoints(config["image_grid_pinpoints"], frame.side), frame.side)
             fitted = torch.stack([torch.from_numpy(frame.fit(view)[0]) for view in views])
         else:
             fitted = torch.from_numpy(frame.fit(image)[0])
@@ -243,7 +243,7 @@ def run_whole(case: Case, dtype: torch.dtype, model: Model, pictures: torch.Tens
         vectors = model.see(given["images"]).images
         out["image_features"] = torch.stack(vectors)
     else:
-        sizes = given["image_sizes"].tolist()
+        sizes = given["image_sizes"].tolist() if "image_sizes" in given else ()  # none: words alone
         vectors = tuple(model.tiled(given[f"tiles_{index}"], tuple(size)) for index, size in enumerate(sizes))
     seen = Seen(vectors, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
     ids = given["input_ids"]
