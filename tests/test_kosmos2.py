@@ -10,13 +10,14 @@ import dwarfs
 import published
 import pytest
 import torch
-from transformers import Kosmos2ForConditionalGeneration
+from transformers import Kosmos2ForConditionalGeneration, Kosmos2Processor
 
 from mmchat.desk import Ask, Desk, Limits
 from mmchat.dialect import Grounded, Scene
 from mmchat.engines.local import LocalEngine
 from mmchat.families.kosmos2 import FAMILY, build, sizes
 from mmchat.geometry import Box, Region
+from mmchat.golden.kosmos_2 import with_boxes
 from mmchat.nets import weights
 from mmchat.prompt import Turn, opened
 
@@ -126,6 +127,24 @@ def test_a_region_is_asked_about_with_its_cells():
     cells = "<object><patch_index_0195><patch_index_0751></object>"
     assert said == f"<image></image> <grounding><phrase> It</phrase>{cells} is"
     assert lead == f"<phrase> It</phrase>{cells} is"
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes"),
+    [
+        ("<phrase> a cup</phrase>", [(0.1, 0.2, 0.3)]), ("<phrase> a cup</phrase>", [(0.1, 0.2)]),
+        ("a cup</phrase>", [(1, 34)]), ("<phrase></phrase>", [(1, 34)]),
+    ],
+)  # fmt: skip
+def test_boxes_that_fit_no_phrase_are_refused_as_the_library_does(text, boxes):
+    processor = Kosmos2Processor.__new__(Kosmos2Processor)  # without its tokenizer
+    processor.boi_token, processor.eoi_token, processor.num_patches_per_side = "<image>", "</image>", 32
+    good = with_boxes("<phrase> a cup</phrase>", [(1, 34)])
+    theirs = processor.preprocess_examples("<phrase> a cup</phrase>", None, [(1, 34)])
+    assert good == theirs.replace(" <patch", "<patch").replace(" </obj", "</obj")
+    for put in (with_boxes, lambda *given: processor.preprocess_examples(given[0], None, given[1])):
+        with pytest.raises(ValueError):
+            put(text, boxes)
 
 
 # The model goes on with the prompt's last words, which are the beginning of its answer.

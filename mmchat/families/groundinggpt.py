@@ -54,10 +54,12 @@ class Watching(nn.Module):
         self.visual_encoder = EvaTower(sizes["eva"])
         self.ln_vision = nn.LayerNorm(self.visual_encoder.width, eps=1e-5)
         self.query_tokens = nn.Parameter(torch.empty(1, sizes["frame_queries"], width))
-        self.Qformer = QFormer(self.visual_encoder.width, width, inner, heads, sizes["qformer_layers"])
+        self.Qformer = QFormer(
+            self.visual_encoder.width, width, inner, heads, *(sizes[f"qformer_{one}"] for one in ("layers", "every"))
+        )
         self.video_frame_position_embedding = nn.Embedding(sizes["frames"], width)
         self.video_query_tokens = nn.Parameter(torch.empty(1, sizes["video_queries"], width))
-        self.video_Qformer = QFormer(width, width, inner, heads, 2, 1)
+        self.video_Qformer = QFormer(width, width, inner, heads, sizes["clip_layers"], sizes["clip_every"])
         self.llama_proj = nn.Linear(width, language_width)
 
     def frames(self, video: torch.Tensor) -> torch.Tensor:
@@ -82,7 +84,8 @@ class Hearing(nn.Module):
         width, heard = sizes["qformer_width"], sizes["sound_width"]
         self.audio_position_embedding = nn.Embedding(8, heard)
         self.audio_query_tokens = nn.Parameter(torch.empty(1, sizes["sound_queries"], width))
-        self.audio_Qformer = QFormer(heard, width, sizes["qformer_inner"], sizes["qformer_heads"], 2, 1)
+        inner, heads = sizes["qformer_inner"], sizes["qformer_heads"]
+        self.audio_Qformer = QFormer(heard, width, inner, heads, sizes["clip_layers"], sizes["clip_every"])
         self.audio_llama_proj = nn.Linear(width, language_width)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
@@ -132,7 +135,7 @@ class GroundingGPT(Model):
 SIZES = {
     "eva": {**VIT_G, "img_size": 224}, "ears": imagebind.HUGE, "frames": 64, "frame_queries": 32, "video_queries": 64,
     "sound_queries": 8, "sound_width": 1024, "qformer_width": 768, "qformer_inner": 3072, "qformer_heads": 12,
-    "qformer_layers": 12,
+    "qformer_layers": 12, "qformer_every": 2, "clip_layers": 2, "clip_every": 1,
 }  # fmt: skip
 """Sizes of the video and sound roads as published."""
 NAMED = {"frames": "max_frame", "frame_queries": "num_query_token", "video_queries": "video_token_len",

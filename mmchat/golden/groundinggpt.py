@@ -91,16 +91,16 @@ def _fractions(entry: Entry) -> Found:
 def config_of(case: Case) -> dict[str, Any]:
     """The case's sizes under the keys of a published config.json, and of ours where none publishes them."""
     told = case.config
-    eva, clip = told["eva"], told["clip"]
+    eva, clip, frames, clips = (told[name] for name in ("eva", "clip", "image_qformer", "video_and_audio_qformer"))
     image_side, video_side = told["cimg"], told["vimg"]
     return {
         "hidden_size": told["h"], "intermediate_size": told["ff"], "num_hidden_layers": told["layers"],
         "num_attention_heads": told["heads"], "num_key_value_heads": told["heads"], "vocab_size": told["vocab"],
         "rms_norm_eps": 1e-5, "mm_vision_hidden_size": told["cv"], "mm_vision_select_layer": clip["select_layer"],
         "vision_config": {
-            "hidden_size": told["cv"], "intermediate_size": 2 * told["cv"], "num_hidden_layers": clip["layers"],
-            "num_attention_heads": clip["heads"], "image_size": image_side, "patch_size": clip["patch"],
-            "hidden_act": "quick_gelu",
+            "hidden_size": told["cv"], "intermediate_size": rows(case, "layers.0.mlp.fc1.weight"),
+            "num_hidden_layers": clip["layers"], "num_attention_heads": clip["heads"], "image_size": image_side,
+            "patch_size": clip["patch"], "hidden_act": "quick_gelu",
         },
         "video_and_sound": {
             "eva": {
@@ -110,10 +110,16 @@ def config_of(case: Case) -> dict[str, Any]:
             "ears": None,  # their features are what is recorded
             "frames": told["maxf"], "frame_queries": told["nq"], "video_queries": told["nv"],
             "sound_queries": told["na"], "sound_width": told["ah"], "qformer_width": told["qh"],
-            "qformer_inner": 2 * told["qh"], "qformer_heads": told["qheads"],
-            "qformer_layers": told["image_qformer"]["layers"],
+            "qformer_inner": rows(case, "intermediate_query.dense.weight"), "qformer_heads": told["qheads"],
+            "qformer_layers": frames["layers"], "qformer_every": frames["cross_attention_freq"],
+            "clip_layers": clips["layers"], "clip_every": clips["cross_attention_freq"],
         },
     }  # fmt: skip
+
+
+def rows(case: Case, ending: str) -> int:
+    """Rows of a recorded parameter that no config tells; 1 where the case has none such."""
+    return next((len(tensor) for name, tensor in case.tensors.items() if name.endswith(ending)), 1)
 
 
 def state_of(case: Case) -> dict[str, torch.Tensor]:

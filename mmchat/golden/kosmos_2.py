@@ -21,7 +21,7 @@ from mmchat.golden.loading import filled
 from mmchat.golden.texts import Entry, Found, found
 from mmchat.templates import TEMPLATES
 
-PHRASE = re.compile(r"(?<=</phrase>)")
+PHRASE = re.compile(r"<phrase>.+?</phrase>")
 ABSORBED = re.compile(r" (?=</?(?:image|phrase|object|grounding|patch_index|delimiter))")
 
 
@@ -50,13 +50,13 @@ def with_boxes(text: str, given: list | None) -> str:
     """Boxes put behind the phrases of a text, one entry a phrase: cells (two ints), corners (four floats), a list of
     such, or None. ValueError where their numbers or kinds do not fit.
     """
-    parts = PHRASE.split(text.strip())
+    text = text.strip()
     if not given:
-        return text.strip()
-    if len(given) != len(parts) - 1:
-        raise ValueError(f"the text has {len(parts) - 1} phrases and {len(given)} entries of boxes: give one for each")
-    if "<phrase></phrase>" in text:
-        raise ValueError("a phrase is empty: write what the box shows")
+        return text
+    ends = [match.end() for match in PHRASE.finditer(text)]
+    if len(given) != len(ends):
+        raise ValueError(f"the text has {len(ends)} phrases and {len(given)} entries of boxes: give one for each")
+    parts = [text[start:end] for start, end in zip((0, *ends), (*ends, len(text)), strict=True)]
     return "".join(map("".join, zip(parts, [*map(_object, given), ""], strict=True)))
 
 
@@ -70,9 +70,9 @@ def _object(boxes: list | tuple | None) -> str:
 
 
 def _cells(box: tuple) -> tuple[int, int]:
-    if len(box) == 2:
+    if len(box) == 2 and all(isinstance(cell, int) for cell in box):
         return box
-    if not all(isinstance(corner, float) for corner in box) or box[2] <= box[0] or box[3] <= box[1]:
+    if len(box) != 4 or not all(isinstance(corner, float) for corner in box) or box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError("corners are four floats with an area between them")
     first, last = re.findall(r"\d+", KOSMOS2.write([Box(*box)]))
     return int(first), int(last)
@@ -109,9 +109,12 @@ def dialect(case: Case) -> list[Line]:
 
 def _cropped(entry: Entry) -> list[float] | None:
     """A box in the middle square of a picture; None where too little of it is left."""
-    whole = Frame(entry["crop"], "crop").place(tuple(entry["image_size"])).into(Box(*entry["box_01"]))
-    box = outline(whole).clipped()
-    kept = box.area > entry["drop_crop_thr"] * outline(whole).area
+    short, side = entry["resize_short_side"], entry["crop"]
+    square = outline(Frame(short, "crop").place(tuple(entry["image_size"])).into(Box(*entry["box_01"])))
+    numbers = (square.x0, square.y0, square.x1, square.y1)
+    whole = Box(*((number - 0.5) * short / side + 0.5 for number in numbers))
+    box = whole.clipped()
+    kept = box.area > entry["drop_crop_thr"] * whole.area
     return [box.x0, box.y0, box.x1, box.y1] if kept else None
 
 
@@ -239,7 +242,8 @@ def spoken(
     """Greedy ids [1, T + steps], each step computed afresh. `ngram`: no run of so many ids comes twice (0: any may)."""
     for _ in range(steps):
         embeds = model.embed(ids)
-        embeds[:, : mask.shape[1]][mask.bool()] = pictures.flatten(0, 1)
+        shown = mask[:, : ids.shape[1]].bool()
+        embeds[:, : shown.shape[1]][shown] = pictures.flatten(0, 1)
         logits = model.language(inputs_embeds=embeds).logits[0, -1]
         if ngram:
             said = ids[0].tolist()
