@@ -75,7 +75,7 @@ class Scaled:
         if self.decimals:
             if self.step == "even":  # nine digits first: what a half lost on its way through the unit square comes back
                 value, scale = round(round(value * scale * 10**self.decimals, 9)), 10**-self.decimals
-            # Twelve digits first: 105 of 400 is 0.2625 to the letter again, and a half falls where the originals' falls.
+            # Twelve digits first: 105 of 400 is 0.2625 to the letter again, and halves go where the originals' go.
             return f"{round(value * scale, 12):.{self.decimals}f}"
         if self.step == "even":
             whole = round(value * scale)

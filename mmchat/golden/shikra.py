@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 from mmchat.dialect import Form, Marks, Scaled
 from mmchat.dialect.table import SHIKRA
 from mmchat.families.shikra import FAMILY, WHITE, build
-from mmchat.geometry import Box, Frame, Point
+from mmchat.geometry import Box, Frame, Point, clipped
 from mmchat.golden import Case, Line, Outputs, texts
 from mmchat.golden.llava import MARK, greedy, images, looked_at, pieces, pixels
 from mmchat.golden.loading import filled
@@ -24,11 +26,16 @@ from mmchat.nets.language import llama
 from mmchat.nets.model import Model
 from mmchat.templates import TEMPLATES
 
-PATCHES = "<im_patch>" * 4  # as many as the record shortened them to
+
+def patches(case: Case) -> str:
+    """The tokens of a picture, as many as the record says that it shortened them to."""
+    count = re.search(r"(\d+) image (?:patch )?tokens instead", " ".join(case.info.get("notes", ())))
+    return f"<im_start>{'<im_patch>' * (int(count[1]) if count else 4)}<im_end>"
 
 
 def prompts(case: Case) -> list[Line]:
     """Talks and tasks. The picture stands where its mark is, in the first question; a later mark is taken out."""
+    shown = patches(case)
 
     def ours(entry: texts.Entry) -> str:
         questions = [text for role, text in entry["messages"] if role == "human"]
@@ -42,7 +49,7 @@ def prompts(case: Case) -> list[Line]:
             questions[0] = f"{MARK} {questions[0]}"
         said = [(pieces(question), answer) for question, answer in zip(questions, answers, strict=True)]
         written = texts.talk(TEMPLATES["shikra"], said)
-        return written.replace(MARK, f"<im_start>{PATCHES}<im_end>")
+        return written.replace(MARK, shown)
 
     return texts.prompts(case.info["prompts"], ours)
 
@@ -168,20 +175,46 @@ def dialect(case: Case) -> list[Line]:
     def square(entry: Entry) -> list:
         size = tuple(entry["image_size"])
         placement = Frame(1, "pad").place(size)
+        side = size[0] / placement.scale[0]
+        placed = placement.into(Box.from_pixels(entry["box_px"], size))
         point = placement.into(Point(entry["point_px"][0] / size[0], entry["point_px"][1] / size[1]))
-        return [box(entry["box_px"], entry["image_size"]), SHIKRA.write([point])]
+        said = box(entry["box_px"], entry["image_size"])
+        read = [float(number) for number in said.strip("[]").split(",")]
+        inside = [texts.numbers(place, (side, side)) for place in (placed, point)]
+        return [
+            side,
+            *inside,
+            read,
+            texts.numbers(clipped(point), (1, 1)),
+            said,
+            SHIKRA.write([point]),
+            [side * v for v in read],
+        ]
 
     scored = [{**entry, "result": [entry["result"][name] for name in SCORES]} for entry in case.info["rec_metric"]]
-    squares = [{**entry, "written": [entry["box_written"], entry["point_written"]]} for entry in case.info["square"]]
+    squares = [{**entry, "all": [entry[name] for name in STEPS]} for entry in case.info["square"]]
     return [
         *texts.read_all(case.info["parse"], readers),
-        *texts.table(case.info["write"], message, "text"),
-        *texts.table(squares, square, "written", "square"),
+        *(
+            texts.line(entry, partial(message, patches(case)), entry["text"], odd(entry))
+            for entry in case.info["write"]
+        ),
+        *texts.table(squares, square, "all", "square"),
         *texts.table(scored, _scored, "result", "rec_metric"),
     ]
 
 
 SCORES = ("accuracy", "target_failed", "failed", "iou")
+STEPS = (
+    "square_side", "box_in_square", "point_in_square", "box_normalised", "point_normalised", "box_written",
+    "point_written", "box_back_to_square_px",
+)  # fmt: skip
+
+
+def odd(entry: Entry) -> str:
+    """What a message is called by: who writes its regions, and whether it holds what the original stumbles over."""
+    braces = any(sign in entry["template"] for sign in "{}")
+    return f"{entry['writer']}{' with braces' if braces else ''}"
 
 
 def _scored(entry: Entry) -> list[float]:
@@ -198,8 +231,8 @@ def _scored(entry: Entry) -> list[float]:
     return [sum(one > 0.5 for one in met) / len(met), wanted.count(None), said.count(None), sum(met) / len(met)]
 
 
-def message(entry: Entry) -> str:
-    """A user's message with its regions filled in; a wrong number is a ValueError."""
+def message(shown: str, entry: Entry) -> str:
+    """A user's message with its regions filled in and its picture `shown`; a wrong number is a ValueError."""
     form = BINS if entry["writer"] == "token_bins" else SHIKRA
     if not entry["image_size"] and any(mark in entry["template"] for mark in (MARK, "<boxes>", "<points>")):
         raise ValueError("this message names a picture and has none: add one")
@@ -211,15 +244,17 @@ def message(entry: Entry) -> str:
         if text.count(mark) != len(order):
             raise ValueError(f"the message has {text.count(mark)} places {mark} and {len(order)} lists for them")
         for numbers in order:
+            if not numbers:
+                raise ValueError(f"a list for {mark} names no region: name one, or leave out the mark")
             if any(not 0 <= number < len(drawn) for number in numbers):
                 raise ValueError(f"there are {len(drawn)} regions: {numbers} names one that does not exist")
             chosen = [[value / size[axis % 2] for axis, value in enumerate(drawn[number])] for number in numbers]
             fitted = [placement.into(Point(*one) if len(one) == 2 else Box(*one)) for one in chosen]
-            written = "" if not fitted else _tokens(fitted) if form is BINS else form.write(fitted)
+            written = _tokens(fitted) if form is BINS else form.write(fitted)
             text = text.replace(mark, written, 1)
     if entry["image_size"] and MARK not in text:
         text = f"{MARK} {text}"
-    return text.replace(MARK, f"<im_start>{PATCHES}<im_end>")
+    return text.replace(MARK, shown)
 
 
 def _tokens(fitted: list) -> str:
