@@ -75,7 +75,7 @@ def dialect(case: Case) -> list[Line]:
     filled_in = [{**entry, "all": [entry["text"], entry["mask_order"]]} for entry in case.info["region_prompt"]]
     return [
         *texts.read_all(case.info["parse"], readers),
-        *texts.table(asked, question, "question"),
+        *(texts.line(entry, question, entry["question"], edge(entry)) for entry in asked),
         *texts.table(drawings, brushed, "all", "demo_draw"),
         *texts.table(filled_in, mentioned, "all", "region_prompt"),
     ]
@@ -115,6 +115,12 @@ def mentioned(entry: Entry) -> list:
     pieces = Template().render((turn,), lambda number, region: FAMILY.mention(number, region, FERRET, Scene()))
     slots = [piece.index for piece in pieces if isinstance(piece, Slot)]
     return ["".join(piece if isinstance(piece, str) else "<region_fea>" for piece in pieces), slots]
+
+
+def edge(entry: Entry) -> str:
+    """What a question of the evaluation is called by: whether its box reaches where numbers end."""
+    reaches = entry["region_format"] != "point" and max(entry["bbox_norm"]) >= 1
+    return f"eval_lvis{' at the edge' if reaches else ''}"
 
 
 def _asked(entry: Entry) -> Box | Point:
@@ -234,9 +240,20 @@ def whole(case: Case, dtype: torch.dtype) -> Outputs:
     sizes = {
         **config["llama"], "mm_hidden_size": config["vision"]["hidden_size"], "vision_config": config["vision"],
         "mm_vision_select_layer": config["mm_vision_select_layer"],
+        "mm_vision_select_feature": config["mm_vision_select_feature"],
         "sampler_pooler_mode": config["sampler_pooler_mode"],
     }  # fmt: skip
-    model = filled(lambda: Ferret(sizes), case.state(), dtype, FAMILY.keys, FAMILY.drop)
+
+    def built() -> Ferret:
+        """The model with the record's counts of points: no config.json names them, all published ones have the same."""
+        model = Ferret(sizes)
+        counts = (config["max_sample_point"], config["num_sub_point"], config["num_neighbor"])
+        model.regions = RegionSampler(
+            sizes["mm_hidden_size"], sizes["hidden_size"], *counts, sizes["sampler_pooler_mode"]
+        )
+        return model
+
+    model = filled(built, case.state(), dtype, FAMILY.keys, FAMILY.drop)
     seen = model.see(given["images"])
     levels = as_map(model.vision(given["images"])[-1])
     regions = [
@@ -273,13 +290,15 @@ def summed(case: Case, dtype: torch.dtype) -> Outputs:
     delta, base = case.part("in.delta."), case.part("in.base.")
     rows, width = delta["lm_head.weight"].shape
     seen = delta["model.mm_projector.weight"].shape[1]
+    sampled = {name.removeprefix("model.region_geo_sampler.") for name in delta if ".region_geo_sampler." in name}
+    stages = len([name for name in sampled if name.startswith("diff_projector_list.") and name.endswith(".weight")])
     last = delta["model.region_geo_sampler.flatten_projector.weight"].shape[1] // seen
     sizes = {"vocab_size": rows, "hidden_size": width, "num_attention_heads": 1, "num_key_value_heads": 1}
     sizes["intermediate_size"] = len(delta["model.layers.0.mlp.gate_proj.weight"])
     sizes["num_hidden_layers"] = len({name.split(".")[2] for name in delta if name.startswith("model.layers.")})
     with weights.without_memory():
         bridge = LastLevel(*projector("linear", seen, width))
-        model = Model(llama(sizes), bridge=bridge, regions=RegionSampler(seen, width, centres=(last, last)))
+        model = Model(llama(sizes), bridge=bridge, regions=RegionSampler(seen, width, centres=(last,) * stages))
     with TemporaryDirectory() as scratch:
         config = {"base_model": str(Path(scratch) / "base")}
         for name, state, said in (("delta", delta, config), ("base", base, {})):
