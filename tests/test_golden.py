@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from mmchat.golden import run
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = [
-    path for path in sorted(GOLDEN.rglob("*.json")) if path.parent.name != "geometry" and path.name[:4] != "toy_"
-]
+FILES = [path for path in sorted(GOLDEN.rglob("*.json")) if path.parent.name != "geometry" and path.name[:4] != "toy_"]
 CASES = [path for path in FILES if isinstance(json.loads(path.read_text()), dict)]
 
 
@@ -109,3 +107,18 @@ def test_a_listed_difference_is_told_apart(tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no recorded cases"):
         run(tmp_path)
+
+
+@pytest.mark.parametrize("system", ["groma", "groundinggpt", "llava-grounding"])
+def test_prompts_of_other_words_are_judged_by_their_form(system: str, tmp_path: Path) -> None:
+    """Of words that a record states nowhere but in its prompts, any will do, if all prompts hold the same."""
+    text = (GOLDEN / system / "prompts.json").read_text("utf-8")
+    path = tmp_path / system / "prompts.json"
+    path.parent.mkdir()
+    for old, new in (("red cup", "(grüne) {Tasse} [0]"), ("Two.", "Drei.*"), ("And now?", "Und?")):
+        text = text.replace(old, new)
+    path.write_text(text, "utf-8")
+    assert run(path)[0].status == "ok"
+    for old, new in (("Assistant:", "Asistant:"), ("ASSISTANT:", "ASSISTANT :"), ("Drei", "Vier")):
+        path.write_text(text.replace(old, new, 1), "utf-8")
+        assert run(path)[0].status == ("fail" if old in text else "ok")

@@ -23,40 +23,36 @@ from mmchat.nets.openseed import corners
 from mmchat.nets.proposer import Proposed, Proposer
 from mmchat.nets.regions import iou
 from mmchat.nets.roi import RegionEncoder
-from mmchat.prompt import Slot
+from mmchat.prompt import Piece, Slot
 from mmchat.templates import TEMPLATES
 
 REFERRED = "<roi><refer_box></roi><refer_feat>"
-LATER = (("And now?", "Two."), ("Describe the rest.", None))
 NAMES = {"llava": "groma", "default": "groma_default", "simple": "groma_simple", "llama_2": "groma_llama_2"}
-QUESTIONS = {
-    "free question": "What is on the red cup?",
-    "grounded caption": "[grounding]Describe the image in a short sentence.",
-    "refer (run with boxes)": f"Please briefly describe {REFERRED}.",
-}
 
 
 def prompts(case: Case) -> list[Line]:
     """Every form with every way of asking. An instruction of the data sets alone is no prompt and is left out."""
 
-    def ours(entry: texts.Entry) -> str:
+    def ours(entry: Entry, words: Mapping[str, str]) -> str:
         template = TEMPLATES[NAMES[entry["template"]]]
-        question = QUESTIONS.get(entry["task"]) or entry["instruction"].format(_object(entry))
-        said = [(template.beside((question,), (0,)), "<p>the man in white</p> <roi><r3></roi>"), *LATER]
+        question = (
+            entry["instruction"].format(_object(entry, words)) if "instruction" in entry else words[entry["task"]]
+        )
+        said: list[tuple[tuple[Piece, ...], str | None]] = [(template.beside((question,), (0,)), words["answer"])]
+        said += [((words["second"],), words["reply"]), ((words["third"],), None)]
         said = said if entry["turns"] == 3 else [(said[0][0], None)]
         messages = []
         for asked, answer in said:
-            asked = asked if isinstance(asked, tuple) else (asked,)
             messages += [("user", asked), ("assistant", (answer,) if answer else ())]
         return spelled(template.lay_out(messages))
 
-    return texts.prompts([entry for entry in case.info["prompts"] if "prompt" in entry], ours)
+    return texts.told([entry for entry in case.info["prompts"] if "prompt" in entry], ours)
 
 
-def _object(entry: texts.Entry) -> str:
+def _object(entry: Entry, words: Mapping[str, str]) -> str:
     """What stands for {} in an instruction: words to locate where its data set gives words, else a drawn region."""
-    words = any(name in entry["task"] for name in ("refcoco_rec", "coco.INSTRUCTIONS"))
-    return "<p>red cup</p>" if words else REFERRED
+    named = any(name in entry["task"] for name in ("refcoco_rec", "coco.INSTRUCTIONS"))
+    return f"<p>{words['named']}</p>" if named else REFERRED
 
 
 def spelled(prompt: tuple[str | Slot, ...]) -> str:

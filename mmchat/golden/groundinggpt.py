@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,24 +20,26 @@ from mmchat.golden.loading import filled
 from mmchat.golden.texts import Entry, Found, found
 from mmchat.templates import TEMPLATES
 
-QUESTION = "Where is the red cup? Include the object positions in [x0, y0, x1, y1] format."
-SAID = ((QUESTION, "It is at [0.100, 0.200, 0.300, 0.400]."), ("How many?", "Two."), ("Describe it.", None))
-PATCHES = {"im": 6, "vi": 4, "so": 3}  # as many as the record shortened them to
+KINDS = ("im", "vi", "so")
 MEDIA = {"image": ("im",), "video": ("vi",), "sound": ("so",), "image and sound": ("so", "im"), "none": ()}
 
 
 def prompts(case: Case) -> list[Line]:
     """Every form with every medium."""
+    entries = case.info["prompts"]
+    # The record shortened them.
+    patches = {kind: max(entry.get("prompt", "").count(f"<{kind}_patch>") for entry in entries) for kind in KINDS}
 
-    def ours(entry: texts.Entry) -> str:
+    def ours(entry: Entry, words: Mapping[str, str]) -> str:
         shown = "".join(
-            f"<{kind}_start>{f'<{kind}_patch>' * PATCHES[kind]}<{kind}_end>\n" for kind in MEDIA[entry["media"]]
+            f"<{kind}_start>{f'<{kind}_patch>' * patches[kind]}<{kind}_end>\n" for kind in MEDIA[entry["media"]]
         )
-        said = SAID if entry["turns"] == 3 else ((QUESTION, None),)
+        said = [(words["first"], words["answer"]), (words["second"], words["reply"]), (words["third"], None)]
+        said = said if entry["turns"] == 3 else [(words["first"], None)]
         name = {"default": "lego", "llava_v0": "lego_greeted"}.get(entry["template"], entry["template"])
         return texts.talk(TEMPLATES[name], [(shown + said[0][0], said[0][1]), *said[1:]])
 
-    return texts.prompts(case.info["prompts"], ours)
+    return texts.told(entries, ours)
 
 
 ORIGINAL = replace(GROUNDINGGPT, way="squash", forms=(brackets(decimals=3, join=""),))  # of the rewritten text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -25,26 +26,22 @@ from mmchat.nets.swin import Swin
 from mmchat.prompt import Slot
 from mmchat.templates import TEMPLATES
 
-SAID = (
-    ("<image>\nWhere is the red cup?", "<g_s> red cup <g_e> <seg> ."),
-    ("How many?", "Two ."),
-    ("Describe it .", None),
-)
 COLOURED = re.compile(r"<span style='color: rgb\([^)]*\);'>(.*?)</span>", re.DOTALL)
-DEMO = (("Describe the scene (with grounding)", "A red cup  on grass ."), ("How many?", "Two."))
 
 
 def prompts(case: Case) -> list[Line]:
     """The exact prompts of the demo, and the forms. The demo feeds answers back without their marks and `</s>`."""
 
-    def ours(entry: texts.Entry) -> str:
-        if "question" not in entry:
-            return texts.talk(TEMPLATES[entry["template"]], SAID if entry["turns"] == 3 else [(SAID[0][0], None)])
-        said = [*(DEMO if entry["turns"] == 3 else ()), (entry["question"], None)]
+    def ours(entry: Entry, words: Mapping[str, str]) -> str:
+        demo = "question" in entry
+        asked, name = ("demo ", "llava_grounding") if demo else ("", entry["template"])
+        said = [(words[f"{asked}first"], words[f"{asked}answer"]), (words[f"{asked}second"], words[f"{asked}reply"])]
+        last = entry["question"] if demo else words["first" if entry["turns"] == 1 else "third"]
+        said = [*(said if entry["turns"] == 3 else ()), (last, None)]
         said[0] = (f"<image>\n{said[0][0]}", said[0][1])
-        return texts.talk(TEMPLATES["llava_grounding"], said)
+        return texts.talk(TEMPLATES[name], said)
 
-    return texts.prompts(case.info["prompts"], ours)
+    return texts.told(case.info["prompts"], ours)
 
 
 def dialect(case: Case) -> list[Line]:

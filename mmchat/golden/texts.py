@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +62,35 @@ def short(about: Entry) -> str:
 def prompts(entries: Iterable[Entry], ours: Callable[[Entry], str], key: str = "prompt") -> list[Line]:
     """Every recorded prompt against ours."""
     return table(entries, ours, key, "prompt")
+
+
+class Holes(dict[str, str]):
+    """Words that are not known, by name: each a sign that no text holds."""
+
+    def __missing__(self, name: str) -> str:
+        return self.setdefault(name, chr(0xE000 + len(self)))
+
+
+def told(entries: Sequence[Entry], ours: Callable[[Entry, Mapping[str, str]], str]) -> list[Line]:
+    """Every recorded prompt against ours, where the record does not say beside them what was asked and answered.
+
+    `ours` makes a prompt of words by their names. These are what most prompts hold where ours has them: so all prompts
+    must hold the same words, and the rest of each must be ours to the letter.
+    """
+    holes, found = Holes(), defaultdict[str, Counter[str]](Counter)
+    for entry in entries:
+        try:
+            pattern = re.escape(ours(entry, holes))
+        except ValueError:
+            continue
+        for number, hole in enumerate(holes.values()):
+            pattern = pattern.replace(hole, f"(?P<w{number}>.+?)", 1).replace(hole, f"(?P=w{number})")
+        match = re.fullmatch(pattern, entry.get("prompt") or "", re.DOTALL)
+        for number, name in enumerate(holes):
+            if match and (words := match.groupdict().get(f"w{number}")) is not None:
+                found[name][words] += 1
+    words = {name: max(found[name], key=found[name].__getitem__, default=hole) for name, hole in holes.items()}
+    return prompts(entries, lambda entry: ours(entry, words))
 
 
 def talk(template: Template, said: Sequence[tuple[str | tuple[Piece, ...], str | None]]) -> str:
