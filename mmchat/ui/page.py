@@ -7,31 +7,23 @@ holds its talk and nothing else.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from mmchat.desk import Desk, Limits
-from mmchat.ui import api, files, panels, reel, steps, words
+from mmchat.ui import api, files, opening, panels, reel, steps, words
 from mmchat.ui.canvas import ASSETS, MOST_PICTURES, Surface, examples_in, sheet_of, sheets_of, surface_of
-from mmchat.ui.layout import Widgets, abilities, chat_html, heat_choice, hint, lay_out, takes_clips, task_choice
+from mmchat.ui.layout import Widgets, abilities, chat_html, hint, lay_out, task_choice
 from mmchat.ui.looks import launch_options
+from mmchat.ui.opening import AT_ONCE, MODEL, QUIET, Rows, Update
 from mmchat.ui.words import Talk
 
 __all__ = ["build", "launch_options"]
-
-Rows = Sequence[Mapping[str, Any]]
-Update = dict[Any, Any]
-MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
-AT_ONCE = {**QUIET, "queue": False}
-log = logging.getLogger("mmchat.page")
 
 # The hidden button's link is there a moment after its value came.
 DOWNLOAD = """(file) => { if (file) setTimeout(() => {
@@ -39,17 +31,6 @@ DOWNLOAD = """(file) => { if (file) setTimeout(() => {
     (found.matches('a, button') ? found : found.querySelector('a, button')).click();
 }, 100); }"""
 OPACITY = "(value) => { document.dispatchEvent(new CustomEvent('mm-opacity', { detail: value })); }"
-
-# The address names the open model, so that a link or a reload opens it again.
-ADDRESS = """(name) => { const to = new URL(location); to.searchParams.set('model', name);
-    history.replaceState(null, '', to); }"""
-
-
-@dataclass
-class Opened:
-    """The name of the model on the desk, as the list of models calls it; one for all who look at the page."""
-
-    name: str
 
 
 class Tries:
@@ -99,7 +80,7 @@ def build(
     """
     paths = examples_in(Path(examples) if examples is not None else None)
 
-    opened = Opened(model or desk.engine.family.name)
+    opened = opening.Opened(model or desk.engine.family.name)
 
     def rows() -> Rows:
         return models() if callable(models) else models
@@ -113,7 +94,7 @@ def build(
         _wire_clip(on, desk)
         _wire_heat_and_files(on, desk, opened)
         _wire_frames(on, desk)
-        _wire_model(on, desk, opened, rows, open_model)
+        opening.wire(on, desk, opened, rows, open_model)
     page.queue(max_size=32)
     return page
 
@@ -135,7 +116,7 @@ def _wire_picture(on: Widgets, desk: Desk, paths: list[Path], tries: Tries, runn
         try:
             return begun(surface_of(path, on.canvas.GRADIO_CACHE, name))
         except Exception as error:
-            return begun(None, _card(error, "This picture cannot be used"))
+            return begun(None, words.failure(error, "This picture cannot be used"))
 
     def came(surface: Surface | None, talk: Talk) -> Update:
         tries.end(talk)
@@ -165,7 +146,7 @@ def _wire_picture(on: Widgets, desk: Desk, paths: list[Path], tries: Tries, runn
                     sheet = sheet_of(sheet.image.path, on.canvas.GRADIO_CACHE, sheet.image.orig_name)
                 more.append(sheet)
             except Exception as error:
-                card = _card(error, "This picture cannot be used")
+                card = words.failure(error, "This picture cannot be used")
         shown = min(surface.shown, len(more))
         return {on.canvas: surface.model_copy(update={"more": more, "shown": shown}), on.picture_notice: card}
 
@@ -175,7 +156,7 @@ def _wire_picture(on: Widgets, desk: Desk, paths: list[Path], tries: Tries, runn
             if steps.goes_on(talk, tuple(sheet.key for sheet in sheets_of(surface))):
                 return {on.picture_notice: ""}
         except Exception as error:
-            return {on.picture_notice: _card(error)}
+            return {on.picture_notice: words.failure(error)}
         tries.end(talk)
         return {widget: value for widget, value in begun(surface).items() if widget is not on.canvas}
 
@@ -203,13 +184,13 @@ def _wire_clip(on: Widgets, desk: Desk) -> None:
             # The one that was there, not gr.skip(), which would make the player anew.
             return {
                 on.reel: now if now and now.file else None,
-                on.picture_notice: _card(error, "This clip cannot be used"),
+                on.picture_notice: words.failure(error, "This clip cannot be used"),
             }
 
     on.clip.upload(came, [on.clip, on.reel], [on.reel, on.picture_notice], **QUIET)
 
 
-def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Callable[[], Rows]) -> list[Any]:
+def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: opening.Opened, rows: Callable[[], Rows]) -> list[Any]:
     """A question begins, is answered, settles; the same for another try. Returns the events that Stop cancels."""
 
     def waiting(talk: Talk) -> Update:
@@ -222,13 +203,13 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
             after = gr.update(value=task_choice(desk)["value"]) if wordless else gr.skip()
             return {**waiting(talk), on.question: "", on.task: after}
         except Exception as error:
-            return {on.notice: _card(error)}
+            return {on.notice: words.failure(error)}
 
     def asked_again(talk: Talk) -> Update:
         try:
             return waiting(steps.again(talk))
         except Exception as error:
-            return {on.notice: _card(error)}
+            return {on.notice: words.failure(error)}
 
     def spoken(
         surface: Surface | None, talk: Talk, clip: reel.Reel | None, tokens: float, warmth: float, seed: float | None,
@@ -249,14 +230,14 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
                     yield {on.talk: now, on.chat: chat_html(desk, now)}
         except Exception as error:
             now = steps.settled(now, "failed")
-            yield {on.talk: now, on.chat: chat_html(desk, now), on.notice: _card(error)}
+            yield {on.talk: now, on.chat: chat_html(desk, now), on.notice: words.failure(error)}
 
     def settled(surface: Surface | None, talk: Talk, knows: str) -> Update:
         talk = () if tries.ended(talk) else steps.settled(talk)
         head = panels.head_html(desk, opened.name)  # a self check may have failed meanwhile
         news: Update = {on.head: head, on.abilities: abilities(desk)}
-        if knows != _open_now(desk, opened):  # somebody else has opened another model
-            news = known(on, desk, opened, rows)
+        if knows != opening.at_hand(desk, opened):  # somebody else has opened another model
+            news = opening.known(on, desk, opened, rows)
         return {
             on.talk: talk, on.chat: chat_html(desk, talk), on.details: _details(surface, talk), **news,
             **_buttons(on, running=False),
@@ -285,7 +266,7 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
         for event in begun
     ]
     for event in running:
-        ended = [on.talk, on.chat, on.details, on.send, on.stop, *_about(on)]
+        ended = [on.talk, on.chat, on.details, on.send, on.stop, *opening.told(on)]
         event.then(settled, [on.canvas, on.talk, on.knows], ended, **AT_ONCE)
     on.stop.click(None, None, None, cancels=running, queue=False)
     on.task.change(lambda task: gr.update(placeholder=hint(desk, task)), [on.task], [on.question], **AT_ONCE)
@@ -293,12 +274,12 @@ def _wire_talk(on: Widgets, desk: Desk, tries: Tries, opened: Opened, rows: Call
     return running
 
 
-def _wire_heat_and_files(on: Widgets, desk: Desk, opened: Opened) -> None:
+def _wire_heat_and_files(on: Widgets, desk: Desk, opened: opening.Opened) -> None:
     def warmed(surface: Surface | None, talk: Talk, kind: str | None, about: str, clip: reel.Reel | None) -> Update:
         try:
             painted = steps.heat(desk, surface, talk, kind, about, clip)
         except Exception as error:
-            return {on.holder: None, on.picture_notice: _card(error, "No heat map")}
+            return {on.holder: None, on.picture_notice: words.failure(error, "No heat map")}
         return {on.holder: panels.heat_map(painted, kind or "", about, on.holder.GRADIO_CACHE), on.picture_notice: ""}
 
     def saved(surface: Surface | None, talk: Talk, form: str) -> Update:
@@ -308,7 +289,7 @@ def _wire_heat_and_files(on: Widgets, desk: Desk, opened: Opened) -> None:
                 on.picture_notice: "",
             }
         except Exception as error:
-            return {on.file: None, on.picture_notice: _card(error, "Nothing to save")}
+            return {on.file: None, on.picture_notice: words.failure(error, "Nothing to save")}
 
     inputs = [on.canvas, on.talk, on.kind, on.about, on.reel]
     on.warm.click(
@@ -325,13 +306,13 @@ def _wire_frames(on: Widgets, desk: Desk) -> None:
         try:
             return {on.frames: steps.strip(desk, surface, talk), on.frames_notice: ""}
         except Exception as error:
-            return {on.frames: [], on.frames_notice: _card(error, "Nothing to compare")}
+            return {on.frames: [], on.frames_notice: words.failure(error, "Nothing to compare")}
 
     def chosen(surface: Surface | None, talk: Talk, event: gr.SelectData) -> Update:
         try:
             talk, name = steps.read_as(desk, surface, talk, int(event.index))
         except Exception as error:
-            return {on.frames_notice: _card(error)}
+            return {on.frames_notice: words.failure(error)}
         return {
             on.talk: talk, on.chat: chat_html(desk, talk), on.frames_notice: words.said(f"Read as: {name}."),
             on.details: _details(surface, talk),
@@ -340,73 +321,6 @@ def _wire_frames(on: Widgets, desk: Desk) -> None:
     inputs = [on.canvas, on.talk]
     on.compare.click(compared, inputs, [on.frames, on.frames_notice], **QUIET)
     on.frames.select(chosen, inputs, [on.talk, on.chat, on.details, on.frames_notice], **AT_ONCE)
-
-
-def _wire_model(
-    on: Widgets,
-    desk: Desk,
-    opened: Opened,
-    rows: Callable[[], Rows],
-    open_model: Callable[[str, str, Callable[[int, int], None]], object] | None,
-) -> None:
-    def opening(name: str, precision: str, failures: Any) -> Iterator[Update]:
-        """Progress, then what the page says of the model that is open in the end; every talk stays."""
-        yield {on.state: panels.opening_html(name), on.notice: ""}
-        failure = ""
-        try:
-            assert open_model is not None
-            with closing(steps.opening(open_model, name, precision)) as growing:
-                for share in growing:
-                    yield {on.state: panels.opening_html(name, share)}
-            opened.name = name
-        except Exception as error:
-            failure = _card(error, f"{name} was not opened")
-        now = {**known(on, desk, opened, rows), on.holder: None}
-        now[failures] = failure + now.get(failures, "")
-        yield now
-
-    def open_it(name: str, precision: str) -> Iterator[Update]:
-        yield from opening(name, precision, on.state)
-
-    def addressed(request: gr.Request) -> Iterator[Update]:
-        """?model=NAME in the page's address opens that model."""
-        name = request.query_params.get("model", "")
-        if not name or name == opened.name:
-            yield {on.name: gr.skip()}  # nothing: the first question may have been asked meanwhile, and refused
-        elif name not in panels.model_names(rows(), opened.name):
-            names = ", ".join(panels.model_names(rows(), opened.name))
-            yield {on.notice: words.card(f"There is no model {name[:80]!r}: the address may name one of {names}.")}
-        else:
-            yield from opening(name, "auto", on.notice)
-
-    about = _about(on)
-    loaded = gr.on(None, lambda: known(on, desk, opened, rows), None, about, **AT_ONCE)  # when the page is loaded
-    if open_model is not None:
-        changed = [*about, on.holder, on.notice]
-        pressed = on.load.click(open_it, [on.name, on.precision], changed, **MODEL, **QUIET)
-        pressed.then(None, [on.name], None, js=ADDRESS)
-        pressed.then(lambda talk: chat_html(desk, talk), [on.talk], [on.chat], **AT_ONCE)
-        loaded.then(addressed, None, changed, **MODEL, **QUIET)
-
-
-def known(on: Widgets, desk: Desk, opened: Opened, rows: Callable[[], Rows]) -> Update:
-    """What the page says about the open model, as it is now: another user may have opened another one."""
-    return {
-        on.head: panels.head_html(desk, opened.name), on.task: gr.update(**task_choice(desk)),
-        on.kind: gr.update(**heat_choice(desk)), on.name: gr.update(value=opened.name),
-        on.state: panels.models_html(rows(), opened.name), on.abilities: abilities(desk),
-        on.knows: _open_now(desk, opened), on.clips: gr.update(visible=takes_clips(desk)),
-        on.own: gr.update(visible=bool(desk.engine.family.retrieves)), on.indexed: panels.indexed_html(desk),
-    }  # fmt: skip
-
-
-def _about(on: Widgets) -> list[Any]:
-    """What `known` writes."""
-    return [on.head, on.task, on.kind, on.name, on.state, on.abilities, on.knows, on.clips, on.own, on.indexed]
-
-
-def _open_now(desk: Desk, opened: Opened) -> str:
-    return f"{opened.name}, {desk.engine.family.name}, {desk.engine.precision}"
 
 
 def _details(surface: Surface | None, talk: Talk) -> str:
@@ -419,10 +333,3 @@ def _details(surface: Surface | None, talk: Talk) -> str:
 
 def _buttons(on: Widgets, running: bool) -> Update:
     return {on.send: gr.update(visible=not running), on.stop: gr.update(visible=running)}
-
-
-def _card(error: Exception, title: str = "") -> str:
-    """A failure as a card; what is not the user's to mend goes to the log with its trace, never with a picture."""
-    if not isinstance(error, ValueError):
-        log.exception("a step of the page failed")
-    return words.card(error, title)

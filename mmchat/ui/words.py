@@ -7,6 +7,7 @@ places as data (unit square of the upright picture), so the drawing surface show
 from __future__ import annotations
 
 import json
+import logging
 from base64 import b64encode
 from dataclasses import dataclass, replace
 from html import escape
@@ -17,6 +18,7 @@ from mmchat.geometry import Box, Mask, Place, Point
 from mmchat.paint import colour
 from mmchat.ui.found import pictures_html
 
+log = logging.getLogger("mmchat.page")
 SHAPE = 256  # pixels of a mask's longer side in the page
 
 
@@ -253,3 +255,10 @@ def card(error: BaseException | str, title: str = "") -> str:
         f"<p>{escape(text)}</p>"
         '<button type="button" class="mm-dismiss" aria-label="Dismiss">×</button></div>'
     )
+
+
+def failure(error: Exception, title: str = "") -> str:
+    """A failure as a card; what is not the user's to mend goes to the log with its trace, never with a picture."""
+    if not isinstance(error, ValueError):
+        log.exception("a step of the page failed")
+    return card(error, title)
