@@ -154,6 +154,22 @@ def test_the_published_sizes_are_those_of_the_card():
         assert own + 4096 == trained  # with the row of the mark
 
 
+def test_an_opt_whose_words_are_narrower_than_its_layers_searches_too():
+    """As OPT-350m's: the last states go through a layer of their own before they search."""
+    narrow = {**FAMILY.dwarf, "llm_config": {**FAMILY.dwarf["llm_config"], "word_embed_proj_dim": 48}}
+    model = build(narrow)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    states = model.states(torch.randn(1, 3, 48))
+    assert states.shape == (1, 3, 48) and model.likeness(states[0], torch.randn(5, 12)).shape == (3, 5)
+
+
+def test_a_search_with_other_layers_than_the_last_is_refused():
+    with pytest.raises(ValueError, match=r"text_emb_layers is \[-1, 1\].*only the last layer"):
+        build({**FAMILY.dwarf, "text_emb_layers": [-1, 1]})
+    build({**FAMILY.dwarf, "text_emb_layers": [2]})  # the last one by its number
+
+
 def test_a_talk_is_written_as_in_the_demo():
     turns = (Said("user", "what breed is it?", images=(0,)), Said("assistant", "a pug"), Said("user", "how old?"))
     prompt = FAMILY.template.render(turns, FAMILY.mention)

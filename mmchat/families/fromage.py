@@ -172,7 +172,13 @@ def build(config: Mapping[str, Any]) -> Fromage:
     """The model of a model_args.json with its parts' sizes (see above), parameters yet to be loaded."""
     language, tower = opt(config), Tower(tower_sizes(config))
     width, count = language.config.word_embed_proj_dim, config.get("n_visual_tokens", 1)
-    head = Search(tower.width, language.config.hidden_size, config.get("shared_emb_dim", 256))
+    last, named = language.config.num_hidden_layers, list(config.get("text_emb_layers") or (-1,))
+    if named not in ([-1], [last]):
+        raise ValueError(
+            f"text_emb_layers is {named} in model_args.json: only the last layer ([-1]), which both published "
+            "checkpoints search with, is known here."
+        )
+    head = Search(tower.width, width, config.get("shared_emb_dim", 256))
     return Fromage(language, tower, Shown(tower.width, width, count), head=head)
 
 
