@@ -42,11 +42,11 @@ def prompts(case: Case) -> list[Line]:
 
 
 def dialect(case: Case) -> list[Line]:
-    """What the demo finds, and the boxes that training writes.
+    """What the demo finds, the boxes that training writes, and what the demo's buttons ask.
 
     Left out: what is no place (the clean-up of training's sentences, an IoU with a pixel more, behind which questions
     a drawn box is put: here the user says @1), and the demo's brush, whose mask is first shrunk to 100 x 100: our boxes
-    are rounded from the drawn corners themselves.
+    are cut off from the drawn corners themselves.
     """
 
     def demo(entry: Entry) -> tuple[Found, Found, tuple[float, float]]:
@@ -73,7 +73,25 @@ def dialect(case: Case) -> list[Line]:
     written = [
         entry for entry in case.info["write"] if entry["writer"] == "training_box"
     ]  # the others begin at a brush
-    return [*texts.read_all(parsed, {"demo": demo, "eval_ref": referred}), *texts.table(written, trained, "text")]
+    asked = [task.pattern.replace("{text}", "") for task in FAMILY.template.tasks]
+    return [
+        *texts.read_all(parsed, {"demo": demo, "eval_ref": referred}),
+        *(texts.line(entry, trained, entry["text"], odd(entry)) for entry in written),
+        *(
+            Line(f"button {said!r}", said if said in asked else asked, said)
+            for said, _ in case.info.get("task_shortcuts", ())
+        ),
+    ]
+
+
+def odd(entry: Entry) -> str:
+    """What a box of training is called by: whether it leaves the picture, or its division falls a hair short."""
+    size = entry["image_size"] * 2
+    shares = [number / length for number, length in zip(entry["box_px_xyxy"], size, strict=True)]
+    if min(shares) < 0 or max(shares) > 1:
+        return "training_box beyond the picture"
+    short = any(int(share * 100) != int(share * 100 + 1e-9) for share in shares)
+    return f"training_box{' a hair short' if short else ''}"
 
 
 def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
