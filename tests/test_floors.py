@@ -24,7 +24,8 @@ FLOORS = {
     "golden": {"engines", "family", "families", "nets", "msda", "prompt", "dialect", "geometry", "layout", "templates"},
     "catalogue": {"family", "models", "nets", "dialect", "geometry"},
     "doctor": {"detectors", "family", "models", "nets", "msda"},
-    "desk": {"family", "prompt", "dialect", "clip", "geometry", "paint"},
+    "asking": {"family", "prompt", "clip", "geometry"},
+    "desk": {"asking", "family", "prompt", "dialect", "clip", "geometry", "paint"},
     "engines": {"family", "models", "prompt", "nets", "dialect", "geometry"},
     "families": {"family", "nets", "dialect", "prompt", "clip", "geometry", "layout", "templates", "tiled"},
     "detectors": {"models", "nets", "msda", "geometry"},
@@ -138,7 +139,8 @@ def test_the_page_knows_no_torch_engine_family_or_net(name: str) -> None:
     assert not {room(target) for target in IMPORTS[name]} & {"engines", "family", "families", "nets", "msda"}
 
 
-LIGHT = ("geometry", "picture", "clip", "dialect", "prompt", "paint", "export", "desk", "family", "translate", "ui")
+LIGHT = ("geometry", "picture", "clip", "dialect", "prompt", "paint", "export", "asking", "desk", "family", "translate",
+         "ui")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) in LIGHT))
