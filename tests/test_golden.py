@@ -109,7 +109,7 @@ def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
-@pytest.mark.parametrize("system", ["groma", "groundinggpt", "llava-grounding"])
+@pytest.mark.parametrize("system", ["groma", "groundinggpt", "llava-grounding", "modern/internvl"])
 def test_prompts_of_other_words_are_judged_by_their_form(system: str, tmp_path: Path) -> None:
     """Of words that a record states nowhere but in its prompts, any will do, if all prompts hold the same."""
     text = (GOLDEN / system / "prompts.json").read_text("utf-8")

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmchat.dialect import DIALECTS
 from mmchat.geometry import tiling
 from mmchat.golden import Case, Line, texts
 from mmchat.golden.texts import Entry
 from mmchat.templates import REX_OMNI, TEMPLATES, florence_2
 
-SAID = {
-    "internvl": (
-        ("Where is the red cup?", "It is on the left."),
-        ("How many are there?", "Two."),
-        ("Describe it.", None),
-    ),
-    "deepseek-vl2": (
-        ("<|ref|>The red cup.<|/ref|>.", "<|ref|>red cup<|/ref|><|det|>[[1, 2, 30, 40]]<|/det|>"),
-        ("How many are there?", "Two."),
-        ("Describe it.", None),
-    ),
-}
+Words = Mapping[str, str]  # of a talk, by what they are for: the record states them nowhere else
 NAMES = {
     "Hermes-2": "internvl",
     "internlm2-chat": "internvl",
@@ -32,34 +23,40 @@ NAMES = {
 PICTURES = {"internvl": "Image-{}: <image>\n", "deepseek-vl2": "This is image_{}: <image>\n"}
 
 
-def _talk(house: str, entry: Entry) -> str:
-    said = list(SAID[house][: entry["turns"]])
+def _said(entry: Entry, words: Words) -> list[tuple[str, str | None]]:
+    """Questions and answers; a question alone has none yet."""
+    if entry["turns"] == 1:
+        return [(words["first"], None)]
+    every = [(words["first"], words["answer"]), (words["second"], words["reply"]), (words["third"], None)]
+    return every[: entry["turns"]]
+
+
+def _talk(house: str, entry: Entry, words: Words) -> str:
+    said = _said(entry, words)
     count = entry["images"]
     named = "<image>\n" if count == 1 else "".join(PICTURES[house].format(number + 1) for number in range(count))
     said[0] = (named + said[0][0], said[0][1])
-    if entry["turns"] == 1:
-        said[0] = (said[0][0], None)
     return texts.talk(TEMPLATES[NAMES[entry["template"]]], said)
 
 
-def internvl(entry: Entry) -> str:
+def internvl(entry: Entry, words: Words) -> str:
     if "question" in entry:
         phrase = DIALECTS["internvl"].write((), entry["input"]["phrase"])
         return f"Please provide the bounding box coordinate of the region this sentence describes: {phrase}"
-    return _talk("internvl", entry)
+    return _talk("internvl", entry, words)
 
 
-def deepseek_vl2(entry: Entry) -> str:
+def deepseek_vl2(entry: Entry, words: Words) -> str:
     if entry["template"] == "alignment":  # of training: the question is a picture whatever it was
-        said = SAID["deepseek-vl2"][: entry["turns"]]
+        said = _said(entry, words)
         return "".join(
             f"<image>\n{answer or ''}" if index < entry["turns"] - 1 else "<image>\n"
             for index, (_, answer) in enumerate(said)
         )
-    return _talk("deepseek-vl2", entry)
+    return _talk("deepseek-vl2", entry, words)
 
 
-def cogvlm(entry: Entry) -> str:
+def cogvlm(entry: Entry, words: Words) -> str:
     template = TEMPLATES[f"cogvlm_{entry['template']}"]
     history = [] if template.assistant is None else entry["history"]  # these forms hold the last question alone
     return "<EOI>" + texts.talk(
@@ -67,7 +64,7 @@ def cogvlm(entry: Entry) -> str:
     )
 
 
-def qwen_vl(entry: Entry) -> str:
+def qwen_vl(entry: Entry, words: Words) -> str:
     if "task" in entry:
         phrase = DIALECTS["qwen_vl"].write((), entry["input"]["phrase"])
         return f"<img>{entry['input']['image']}</img>{phrase}<box>"
@@ -76,9 +73,10 @@ def qwen_vl(entry: Entry) -> str:
     return "".join(f"Picture {number}: <img>{name}</img>\n" for number, name in enumerate(names, 1)) + words
 
 
-def rex_omni(entry: Entry) -> str:
-    shown = "<31><171><539><941>" if "{visual_prompt}" in entry["template"] else "red cup, the man in white"
-    return REX_OMNI[entry["task"]].replace("{text}", shown)
+def rex_omni(entry: Entry, words: Words) -> str:
+    return REX_OMNI[entry["task"]].replace(
+        "{text}", words["boxes" if "{visual_prompt}" in entry["template"] else "named"]
+    )
 
 
 WRITERS = {
@@ -87,7 +85,7 @@ WRITERS = {
     "cogvlm": cogvlm,
     "qwen-vl": qwen_vl,
     "rex-omni": rex_omni,
-    "florence-2": lambda entry: florence_2(entry["input"]),
+    "florence-2": lambda entry, words: florence_2(entry["input"]),
 }
 
 
@@ -98,7 +96,7 @@ def prompts(case: Case) -> list[Line]:
         {**entry, "prompt": entry.get("prompt", entry.get("example", entry.get("question")))}
         for entry in case.info["prompts"]
     ]
-    return texts.prompts(entries, WRITERS[house])
+    return texts.told(entries, WRITERS[house])
 
 
 def tiles(case: Case) -> list[Line]:
