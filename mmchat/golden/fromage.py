@@ -158,7 +158,8 @@ def interleaved(case: Case) -> list[Line]:
             sequence, outputs = spoken(own, model, tokens, shelf, pieces, **entry["arguments"])
             return {"sequence": sequence, "outputs": outputs, "paths_opened": shelf.opened}
 
-        lines.append(texts.line(about, ours, theirs, "interleaved"))
+        said = f"interleaved{' ' + entry['raises'] if entry['raises'] else ''}"
+        lines.append(texts.line(about, ours, theirs, said))
     return lines
 
 
