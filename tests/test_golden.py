@@ -114,7 +114,7 @@ def test_prompts_of_other_words_are_judged_by_their_form(system: str, tmp_path: 
     """Of words that a record states nowhere but in its prompts, any will do, if all prompts hold the same."""
     text = (GOLDEN / system / "prompts.json").read_text("utf-8")
     path = tmp_path / system / "prompts.json"
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     for old, new in (("red cup", "(grüne) {Tasse} [0]"), ("Two.", "Drei.*"), ("And now?", "Und?")):
         text = text.replace(old, new)
     path.write_text(text, "utf-8")
