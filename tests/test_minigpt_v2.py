@@ -14,6 +14,7 @@ from mmchat.engines.local import LocalEngine
 from mmchat.families.minigpt_v2 import FAMILY, build
 from mmchat.nets import weights
 from mmchat.nets.eva import EvaTower, relative_places, resized
+from mmchat.prompt import Turn, encode
 
 LLAMA_7B = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 1, "num_attention_heads": 32,
@@ -64,6 +65,26 @@ def test_the_three_parts_are_the_model(tmp_path, wording):
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
 def test_it_answers(tmp_path, picture, precision):
     assert published.answer(layout(tmp_path, ""), FAMILY, picture, precision).done
+
+
+def test_each_of_the_six_marks_has_a_button():
+    """The card's task identifiers, each in front of what training asked behind it."""
+    asked = {task.name: task.pattern for task in FAMILY.template.tasks}
+    marks = {"describe": "grounding", "find": "refer", "detect": "detection", "region": "identify", "short": "vqa"}
+    assert all(asked[name].startswith(f"[{mark}] ") for name, mark in marks.items())
+    turns = (Turn("user", "", images=(0,)),)
+    before, _, behind = FAMILY.template.render(turns, lambda number, region: (), "caption")
+    assert before + behind == "<s>[INST] <Img></Img> [caption] Briefly describe this image. [/INST]"
+
+
+def test_a_talk_begins_twice_and_each_question_once_more(tmp_path):
+    """The tokenizer's start and the one that is written; later questions have the written one alone."""
+    engine = LocalEngine.open(layout(tmp_path, ""), FAMILY, "fp32", "cpu")
+    (start,) = engine.tokens.start
+    turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
+    prompt = FAMILY.template.render(turns, lambda number, region: ())
+    ids = encode(prompt, engine.tokens.ids, engine.tokens.start)
+    assert ids[:2] == [start, start] and ids.count(start) == 3
 
 
 def test_without_its_tower_it_does_not_load(tmp_path):

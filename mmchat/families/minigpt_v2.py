@@ -9,6 +9,9 @@ in or beside the folder:
 Newer peft renames the pairs, and the original then runs without them and points anywhere: here they are folded by
 either name, and a pair without a partner is an error.
 
+Answers are the likeliest words and nothing counts against saying one again, as in its evaluations; the authors' chat
+draws its words and holds a repetition against them (1.05).
+
 The picture's norm (`ln_vision`) is not in the file: it stays at one and zero, as in the original, which never loads it.
 """
 
@@ -42,6 +45,7 @@ TASKS = (
     Task("detect", "Find all that I name", "[detection] {text}"),
     Task("region", "Name my region", "[identify] what is this {text}", needs="region"),
     Task("short", "Answer in short", "[vqa] {text}"),
+    Task("caption", "Caption the picture", "[caption] Briefly describe this image.", needs=""),
 )
 
 
