@@ -204,6 +204,14 @@ def test_another_type_of_model_is_named(folder):
         LocalEngine.open(folder, FAMILY, "fp32", "cpu")
 
 
+@pytest.mark.parametrize("size", ["64", -4, None, 0])
+def test_a_size_that_is_none_is_told_in_a_sentence(folder, size):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": size}))
+    with pytest.raises(ValueError, match="config.json|do not fit"):
+        LocalEngine.open(folder, FAMILY, "fp32", "cpu")
+
+
 @pytest.mark.parametrize("lost", ["config.json", "tokenizer.json"])
 def test_a_folder_that_is_not_whole_says_what_it_lacks(folder, lost):
     (folder / lost).unlink()
@@ -595,10 +603,11 @@ def test_fp16_is_converted_on_a_processor_and_said(folder):
 # Spread over several places.
 
 
-def test_layers_kept_on_disk_compute_the_same(folder, tmp_path):
-    whole = opened(FAMILY, folder)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_layers_kept_on_disk_compute_the_same(folder, tmp_path, precision):
+    whole = opened(FAMILY, folder, precision)
     places = {"": "cpu", "language.model.layers.0": "disk", "language.model.layers.1": "disk"}
-    spread = opened(FAMILY, folder, device=places, offload=tmp_path / "away")
+    spread = opened(FAMILY, folder, precision, device=places, offload=tmp_path / "away")
     assert spread.language.model.layers[1].mlp.up_proj.weight.is_meta
     assert list((tmp_path / "away").glob("*.dat"))
     ids = torch.arange(40)[None]

@@ -383,6 +383,10 @@ class _Target:
         for twin in self.twins[id(self.wanted[name])]:
             offload_weight(tensor, twin, str(self.offload), index=self.written)
             self.done.add(twin)
+            if isinstance(self.wanted[name], nn.Parameter):  # what is brought back takes this one's type
+                path, _, attribute = twin.rpartition(".")
+                empty = nn.Parameter(torch.empty_like(tensor, device="meta"), False)
+                self.model.get_submodule(path).register_parameter(attribute, empty)
 
     def _assign(self, name: str, tensor: torch.Tensor) -> None:
         value = nn.Parameter(tensor, False) if isinstance(self.wanted[name], nn.Parameter) else tensor
