@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import dwarfs
@@ -62,3 +64,18 @@ def test_a_model_in_four_bits_says_what_transformers_own_four_bits_say(name, tmp
     assert told.text == text and len(pieces) > 3
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2], atol=1e-3)  # four bits are seen at all
+
+
+def test_nothing_is_fetched_to_compute_in_four_bits():
+    """On some processors the library asks a hub for compiled code while it is imported."""
+    code = (
+        "import sys, types\n"
+        "found = types.ModuleType('kernels')\n"
+        "found.get_kernel = lambda *a, **k: print('fetched')\n"
+        "sys.modules['kernels'] = found\n"
+        "from mmchat.nets import quantise\n"
+        "quantise._bitsandbytes()\n"
+        "assert sys.modules['kernels'] is found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -7,6 +7,7 @@ A layer is quantised the moment its weight is read, so a model never lies in mem
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -197,8 +198,19 @@ def _empty(model: nn.Module, path: str, precision: str, dtype: torch.dtype) -> n
 
 
 def _bitsandbytes() -> Any:
-    import bitsandbytes  # takes seconds to import and is only needed here
+    # It says at every single product that it casts what it quantises, and that it found no kernels.
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if "bitsandbytes" not in sys.modules:
+        # Where the package of this name is installed, importing would fetch compiled code from a hub and run it.
+        held = sys.modules.get("kernels")
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+        try:
+            import bitsandbytes  # takes seconds to import and is only needed here
+        finally:
+            del sys.modules["kernels"]
+            if held is not None:
+                sys.modules["kernels"] = held
+    import bitsandbytes
 
-    # It says at every single product that it casts what it quantises.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return bitsandbytes
