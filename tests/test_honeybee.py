@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mmchat import family
 from mmchat.desk import Ask, Desk, Limits, Turn
-from mmchat.engines.local import LocalEngine
+from mmchat.engines.local import LocalEngine, check_family
 from mmchat.families.honeybee import build, frame, projector, without_class_row
 from mmchat.golden import Case
 from mmchat.golden.honeybee import checkpoint_config, spliced
@@ -209,7 +209,8 @@ def test_a_recorded_model_speaks_the_same_from_a_checkpoints_folder(case, contai
 
 def test_the_old_layout_gives_the_same_model(tmp_path):
     case = Case(GOLDEN / "whole_cabs_batch.json")
-    folder = write(case, tmp_path / "last", "bin", old_layout(checkpoint_config(case)) | {"model_type": "honeybee"})
+    folder = write(case, tmp_path / "last", "bin", old_layout(checkpoint_config(case)) | {"model_type": "mllm"})
+    check_family(weights.read_config(folder), FAMILY, folder)  # so old files call it
     files = sorted(folder.glob("*.bin"))
     for file in files:  # as old files have it: a row for the class token before the patches' positions
         state = torch.load(file, weights_only=True)

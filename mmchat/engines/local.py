@@ -105,6 +105,11 @@ class LocalEngine:
             raise ValueError(
                 f"{folder}/config.json has no {error}: it is not a checkpoint of {family.title}."
             ) from None
+        except (TypeError, AttributeError, RuntimeError, ArithmeticError) as error:  # sizes that are none
+            raise ValueError(
+                f"{folder}/config.json does not describe a model of {family.title} "
+                f"({' '.join(str(error).split())[:200]}): download it again."
+            ) from None
         language = [one.path for one in sources if one.part is not None and one.part.holds == "language."]
         tokens = Tokens.read(tokenizer_folder(folder, *language), config, family.marks)
         real = (
@@ -544,7 +549,7 @@ def check_family(config: Mapping[str, Any], family: Family, folder: Path) -> Non
     if types and found is not None and found not in types:
         raise ValueError(
             f"The checkpoint in {folder} is of the type {found!r}, and {family.title} opens "
-            f"{' or '.join(sorted(types))}: choose the family that it belongs to."
+            f"{' or '.join(sorted(types - {''}))}: choose the family that it belongs to."
         )
 
 

@@ -156,6 +156,7 @@ FAMILY = Family(
     drop=DROP,
     fold=Fold((r"^bridge\.pos_emb$",), without_class_row),
     keep=("vision", "bridge", "language.lm_head"),
+    types=("mllm", ""),  # of the old layout; the new one names none
     heats=("feature norm", "components", "likeness", "sampling points", "attention", "logit lens"),
     unverified="Its published weights were never run here.",
     licence="Code Apache 2.0; weights CC BY-NC 4.0 and, through Vicuna, the Llama 2 Community License.",
