@@ -147,6 +147,27 @@ def test_boxes_that_fit_no_phrase_are_refused_as_the_library_does(text, boxes):
             put(text, boxes)
 
 
+def test_a_box_in_a_question_belongs_to_a_phrase():
+    """As the library's processor writes boxes: behind a phrase, several of one phrase between one pair of marks."""
+    regions = (Region("box", Box(0.1, 0.2, 0.5, 0.75)), Region("box", Box(0.5, 0.5, 1.0, 1.0)))
+
+    def asked(text, task, regions):
+        pieces = FAMILY.template.render(
+            (Turn("user", text, regions),),
+            lambda number, region: FAMILY.mention(number, region, FAMILY.dialect, Scene()), task,
+        )  # fmt: skip
+        return opened(pieces)
+
+    one, other = "<patch_index_0195><patch_index_0751>", "<patch_index_0528><patch_index_1023>"
+    (question,), _ = asked("What is @1 on?", "free", regions)
+    assert question == f"<grounding> Question: What is<phrase> it</phrase><object>{one}</object> on? Answer:"
+    (both,), lead = asked("", "region", regions)
+    assert lead == f"<phrase> It</phrase><object>{one}</delimiter_of_multi_objects/>{other}</object> is"
+    assert both == f"<grounding>{lead}"
+    (apart,), _ = asked("Is @1 near @2?", "free", regions)
+    assert apart.count("<phrase> it</phrase><object>") == 2 and "Is<phrase>" in apart and " near<phrase>" in apart
+
+
 # The model goes on with the prompt's last words, which are the beginning of its answer.
 
 SNOWMAN, FIRE = (

@@ -8,6 +8,7 @@ published file no three tokens in a row come twice, those of the prompt counted 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
@@ -29,11 +30,13 @@ from mmchat.geometry import Frame, Region
 from mmchat.nets.model import Encoded, Model, PartLike, as_map
 from mmchat.nets.native import unrepeated
 from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD, ClipTower
-from mmchat.prompt import Piece, Task, Template, joined
+from mmchat.prompt import Mention, Piece, Slot, Task, Template, Turn, joined
 from mmchat.templates import TEMPLATES
 
 CLIP_224 = {**CLIP_LARGE, "image_size": 224}
 GROUNDED = "<grounding>"
+SEVERAL = "</delimiter_of_multi_objects/>"
+ALONE = re.compile(r" ?(?<!</phrase>)<object>")
 HELD = 4  # the first of the ids that the library puts where a picture's vectors come
 UNIQUE = 3  # where neither file of a checkpoint says so
 
@@ -49,17 +52,35 @@ TASKS = (
 
 @dataclass(frozen=True)
 class Continued(Template):
-    """A talk is one text, in which one mark in front switches boxes on for all that follows."""
+    """A talk is one text, in which one mark in front switches boxes on for all that follows. Boxes belong to phrases:
+    those that a user names are `it`, several in a row are of one phrase.
+    """
+
+    def render(self, turns: Sequence[Turn], mention: Mention, task: str | None = None) -> tuple[Piece, ...]:
+        pieces = super().render(turns, mention, task)
+        return tuple(
+            replace(piece, text=named(piece.text)) if isinstance(piece, Slot) and piece.kind == "lead" else piece
+            for piece in pieces
+        )
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
-        pieces, on = [], False
-        for piece in super().lay_out(messages):
+        out, on = [], False
+        asked = [
+            (role, tuple(named(piece) if role == "user" and isinstance(piece, str) else piece for piece in text))
+            for role, text in messages
+        ]
+        for piece in super().lay_out(asked):
             if isinstance(piece, str) and GROUNDED in piece:
                 before, _, behind = piece.partition(GROUNDED)
                 piece = before + ("" if on else GROUNDED) + behind.replace(GROUNDED, "")
                 on = True
-            pieces.append(piece)
-        return joined(pieces)
+            out.append(piece)
+        return joined(out)
+
+
+def named(text: str) -> str:
+    """A user's words, each box in them behind a phrase."""
+    return ALONE.sub("<phrase> it</phrase><object>", re.sub("</object> <object>", SEVERAL, text))
 
 
 class Tower(ClipTower):
