@@ -35,6 +35,7 @@ class _Reading:
         self.start: int | None = None  # of the open phrase
         self.phrase: tuple[int, int] | None = None  # to which places belong that come now; None: words came since
         self.index: int | None = None  # of its span
+        self.named: tuple[int, int] | None = None  # the marked phrase that has no places yet
         self.joints = " \t\r\n"  # what may stand between marks without being words
         self.segment = (0, 0)  # where the words since the last places begin: pieces, characters
         self.waiting: list[_Item] = []  # places whose words come after them
@@ -170,7 +171,7 @@ class _Reading:
         """The open phrase ends here."""
         start = self.length if self.start is None else min(self.start, self.length)
         self.phrase, self.index = (start, self.length), None
-        self.opened, self.start = False, None
+        self.opened, self.start, self.named = False, None, self.phrase
 
     def _run(self, form: Form, match: re.Match[str]) -> None:
         """Marks in a row, of which `form.run` make a place."""
@@ -305,6 +306,7 @@ class _Reading:
                 self._close()  # places inside a phrase that was never closed
             if self.phrase is None:
                 self._guess()
+            self.named = None
             self._attach(item)
             self.segment = (len(self.words), self.length)
         self.joints = " \t\r\n,;"
@@ -324,7 +326,10 @@ class _Reading:
         self.segment = (len(self.words), self.length)
 
     def _guess(self) -> None:
-        """No mark says which phrase the places belong to: look at the words before them."""
+        """No phrase stands right before the places: take the marked one that waits for some, or look at the words."""
+        if self.dialect.label == "marked" and self.named is not None:
+            self.phrase, self.index = self.named, None
+            return
         words, base = "".join(self.words[self.segment[0] :]), self.segment[1]
         if self.spans and words.strip(" \t\r\n,;&").lower() in ("", "and", "or"):
             self.index = len(self.spans) - 1
