@@ -143,7 +143,7 @@ SQUARE = replace(SHIKRA, way="squash")  # as the original, which stays in the pa
 ROUND = replace(SQUARE, forms=(replace(SHIKRA.forms[0], open=("(",), close=(")",)),))
 _BINS = Form(
     ("<b_st>", "<p_st>"), r"<>a-z_0-9 ", ("<b_ed>", "<p_ed>"), Scaled(1000, 0),
-    "<bin_{}> <bin_{}> <bin_{}> <bin_{}>", "<bin_{}> <bin_{}>", join="<b_sep>", split="<[bp]_sep>",
+    "<bin_{}> <bin_{}> <bin_{}> <bin_{}>", "<bin_{}> <bin_{}>", join="<b_sep>", split="<[bp]_(?:sep|st|ed)>",
     number=r"<bin_(\d+)>",
 )  # fmt: skip
 BINS = Marks("shikra_bins", (_BINS,), way="squash")
