@@ -89,22 +89,33 @@ def missing(entry: Entry, tokenizers: Sequence[str] = TOKENIZERS) -> str:
     tokenizers: files of which one must be there, too; none where a model reads no words.
     Looks at names and headers only: whether the parameters fit the family shows when they are loaded.
     """
-    from mmchat.nets import weights  # torch is kept off the path of those who only read names
+    from mmchat.nets import archive, weights  # torch is kept off the path of those who only read names
 
     if gone := lacking(entry.folder):
         return f"{entry.folder} lacks {', '.join(gone)}: fetch {entry.name} again."
+    place = archive.located(entry.folder)
+    if archive.packed(place) and place.is_file():
+        return ""  # what is in it shows when it is opened
     try:
-        config = weights.read_config(entry.folder)
-        weights.shards(entry.folder)
+        config = weights.read_config(place)
+        weights.shards(place)
     except ValueError as error:
-        if entry.hub and not entry.folder.is_dir():
-            return f"There is no folder {entry.folder}: python -m mmchat fetch {entry.name}."
-        return str(error)
+        return unfetched(entry) or str(error)
     parts = [str(named).rstrip("/").rpartition("/")[2] for named in config.values() if isinstance(named, str)]
-    folders = [entry.folder, *(base / part for part in parts if part for base in (entry.folder, entry.folder.parent))]
+    folders = [place, *(base / part for part in parts if part for base in (place, place.parent))]
     if tokenizers and not any((folder / name).is_file() for folder in folders for name in tokenizers):
-        return f"There is no {' or '.join(tokenizers[:2])} in {entry.folder}: complete the download."
+        return (
+            f"There is no {' or '.join(tokenizers[:2])} in {place}: complete the download, or copy the tokenizer of "
+            "its language model there."
+        )
     return ""
+
+
+def unfetched(entry: Entry) -> str:
+    """The sentence that a checkpoint can be fetched and was not; empty otherwise."""
+    if not entry.hub or entry.folder.exists():
+        return ""
+    return f"There is no folder {entry.folder}: python -m mmchat fetch {entry.name}."
 
 
 def lacking(folder: Path) -> list[str]:

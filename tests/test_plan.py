@@ -148,10 +148,12 @@ def test_a_container_s_limit_is_less_than_the_machine(tmp_path: Path) -> None:
     assert list(plan._limits(tmp_path)) == []
 
 
-def test_layers_kept_on_disk_answer_as_those_in_memory(dwarf_folder: Any) -> None:
+def test_layers_kept_on_disk_answer_as_those_in_memory(dwarf_folder: Any, recwarn: pytest.WarningsRecorder) -> None:
     known, said = family.load("llava"), []
     for device in ("cpu", "disk"):
+        recwarn.clear()
         engine = LocalEngine.open(dwarf_folder("llava"), known, "fp32", device)
+        assert not [one for one in recwarn if "device_map" in str(one.message)]
         side = known.frame(engine.config).side
         sight = engine.see((torch.ones(3, side, side).numpy(),), ())
         said.append([one.text for one in engine.speak(("a", Slot("image", 0), "b"), sight, Limits(new_tokens=8))])

@@ -204,11 +204,15 @@ def test_another_type_of_model_is_named(folder):
         LocalEngine.open(folder, FAMILY, "fp32", "cpu")
 
 
-@pytest.mark.parametrize("size", ["64", -4, None, 0])
-def test_a_size_that_is_none_is_told_in_a_sentence(folder, size):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("hidden_size", "64"), ("hidden_size", -4), ("hidden_size", None), ("num_attention_heads", 7),
+     ("vision_config", {**FAMILY.dwarf["vision_config"], "num_attention_heads": 5})],
+)  # fmt: skip
+def test_a_size_that_is_none_is_told_in_a_sentence(folder, name, value):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": size}))
-    with pytest.raises(ValueError, match="config.json|do not fit"):
+    (folder / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(ValueError, match=r"config\.json"):
         LocalEngine.open(folder, FAMILY, "fp32", "cpu")
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmchat import cli, family
+from mmchat import cli, family, models
 from mmchat.engines.local import LocalEngine
 from mmchat.nets import archive, sums, weights
 
@@ -355,6 +355,37 @@ def test_a_broken_checkpoint_is_one_sentence_and_status_2(folder, tmp_path, monk
 def test_the_whole_one_is_taken(folder):
     state = state_of(folder)
     assert all(torch.equal(tensor, state[name].float()) for name, tensor in opened(folder).state_dict().items())
+
+
+def test_a_projector_alone_is_told_for_what_it_is(folder):
+    for path in folder.glob("model*"):
+        path.unlink()
+    torch.save({"model.mm_projector.1.bias": torch.zeros(64)}, folder / "mm_projector.bin")
+    with pytest.raises(weights.WrongWeights, match="holds no language model and is a part of a checkpoint: put all"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("lies", ["named", "beside", "inside"])
+def test_an_archive_is_found_where_a_user_puts_it_and_is_no_missing_folder(folder, tmp_path, lies):
+    base = tmp_path / "weights"
+    (base / "honey" if lies == "inside" else base).mkdir(parents=True)
+    packed = base / "honey" / "other.tar.gz" if lies == "inside" else base / "honey.tar.gz"
+    with tarfile.open(packed, "w:gz") as stream:
+        stream.add(folder, "checkpoints/honey/last")
+    entry = models.Entry("honey", "mmfuser", packed if lies == "named" else base / "honey")
+    assert models.missing(entry) == ""
+    place = archive.opened(entry.folder)
+    assert place.name == "last" and listing(place) == listing(folder) and models.missing(entry) == ""
+    assert archive.opened(entry.folder) == place  # and unpacked once
+    (place / "tokenizer.json").unlink()
+    assert models.missing(entry).endswith("complete the download, or copy the tokenizer of its language model there.")
+
+
+def test_what_can_be_fetched_and_was_not_says_how(tmp_path, monkeypatch):
+    (tmp_path / "models.toml").write_text('[[model]]\nname = "a"\nfamily = "mmfuser"\nfolder = "none"\nhub = "b/c"\n')
+    monkeypatch.setenv("MMCHAT_MODELS", str(tmp_path / "models.toml"))
+    with pytest.raises(ValueError, match="python -m mmchat fetch a"):
+        LocalEngine.named("a")
 
 
 def test_known_sums_that_agree_are_taken(folder):

@@ -105,7 +105,9 @@ class LocalEngine:
             raise ValueError(
                 f"{folder}/config.json has no {error}: it is not a checkpoint of {family.title}."
             ) from None
-        except (TypeError, AttributeError, RuntimeError, ArithmeticError) as error:  # sizes that are none
+        except ValueError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- torch and the library raise anything at sizes that are none
             raise ValueError(
                 f"{folder}/config.json does not describe a model of {family.title} "
                 f"({' '.join(str(error).split())[:200]}): download it again."
@@ -146,6 +148,8 @@ class LocalEngine:
         more: context, progress, free as in `open`.
         """
         entry = models.find(name)
+        if lacks := models.unfetched(entry):
+            raise ValueError(lacks)
         precision = entry.precision if precision == "auto" else precision
         known = family.load(entry.family)
         return LocalEngine.open(entry.folder, known, precision, device, otherwise=entry.config, **more)

@@ -97,7 +97,10 @@ class Tokens:
             settings = _json(folder / "special_tokens_map.json") | settings
             tokenizer = byte_pairs(*(folder / name for name in PAIRS), settings)
         else:
-            raise ValueError(f"There is no tokenizer.json or tokenizer.model in {folder}: complete the download.")
+            raise ValueError(
+                f"There is no tokenizer.json or tokenizer.model in {folder}: complete the download, or copy the "
+                "tokenizer of its language model there."
+            )
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])

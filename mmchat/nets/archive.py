@@ -18,23 +18,48 @@ FILES = 10_000
 
 
 def opened(path: Path, most: int = MOST) -> Path:
-    """The folder of a checkpoint: of an archive the one it was unpacked to, with config.json found where it lies.
+    """The folder of a checkpoint that lies as `located` says; an archive is unpacked first.
 
     ValueError, with the remedy, where an archive is damaged, too large or wants to write elsewhere.
     """
+    place = located(path)
+    ending = packed(place)
+    if not ending:
+        return place
+    if not place.is_file():
+        raise ValueError(f"There is no {place}: put the checkpoint there or name another one.")
+    target = place.with_name(place.name[: -len(ending)])
+    unpack(place, target, most)
+    return located(target)
+
+
+def located(path: Path) -> Path:
+    """Where a checkpoint lies: the folder of its config.json, or an archive that was not unpacked yet.
+
+    path: a folder (config.json may lie deeper in it), an archive, a folder that holds one archive, or what an archive
+    beside it is called without its ending.
+    """
     path = Path(path)
-    ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), "")
-    if ending and not path.name.lower().endswith(".pth.tar") and not path.is_dir():
+    if ending := packed(path):
         target = path.with_name(path.name[: -len(ending)])
-        if not target.is_dir():
-            if not path.is_file():
-                raise ValueError(f"There is no {path}: put the checkpoint there or name another one.")
-            unpack(path, target, most)
-        path = target
+        path = target if target.is_dir() else path
+    elif not path.is_dir():
+        path = next((one for end in ENDINGS if (one := path.with_name(path.name + end)).is_file()), path)
     if not path.is_dir() or (path / "config.json").is_file():
         return path
     inside = sorted({found.parent for depth in ("*", "*/*", "*/*/*") for found in path.glob(f"{depth}/config.json")})
+    archives = [] if inside else [one for one in sorted(path.iterdir()) if packed(one)]
+    if len(archives) == 1:
+        return located(archives[0])
     return inside[0] if len(inside) == 1 else path
+
+
+def packed(path: Path) -> str:
+    """The ending that makes a path an archive's; empty where it is none."""
+    name = path.name.lower()
+    if name.endswith(".pth.tar") or path.is_dir():
+        return ""
+    return next((ending for ending in ENDINGS if name.endswith(ending)), "")
 
 
 def unpack(archive: Path, target: Path, most: int = MOST) -> None:

@@ -123,6 +123,8 @@ class ClipTower(nn.Module):
         self.embeddings = ClipEmbeddings(width, self.side, self.patch)
         self.pre_layrnorm = nn.LayerNorm(width, eps=epsilon)  # spelled so in every checkpoint
         heads, inner = config["num_attention_heads"], config["intermediate_size"]
+        if width % heads:
+            raise ValueError(f"the tower's config.json shares {width} channels among {heads} heads: download it again")
         self.encoder = ClipEncoder([ClipLayer(width, inner, heads, epsilon, ACTIVATIONS[act]) for _ in range(count)])
         self.post_layernorm = nn.LayerNorm(
             width, eps=epsilon

@@ -13,8 +13,10 @@ and assigned by itself, so that little more memory is taken than the model keeps
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -159,7 +161,10 @@ def load(
     else:
         from accelerate import dispatch_model  # only where a model is spread
 
-        dispatch_model(model, _cover(model, "", target.device), offload_dir=target.offload)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a buffer's own entry is no module, and that layers are elsewhere
+            logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+            dispatch_model(model, _cover(model, "", target.device), offload_dir=target.offload)
     return notes
 
 
@@ -425,6 +430,12 @@ class _Target:
                     "beside it."
                 )
                 raise WrongWeights(sentence, missing, (), ())
+        words = [name for name in self.wanted if name.startswith("language.")]
+        if words and not (left or wrong) and set(words) <= set(missing):
+            sentence = (
+                f"{where} holds no language model and is a part of a checkpoint: put all files of the whole there."
+            )
+            raise WrongWeights(sentence, missing, (), ())
         said = []
         if missing:
             said.append(f"{len(missing)} missing ({', '.join(missing)})")
