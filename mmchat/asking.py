@@ -31,6 +31,12 @@ class Ask:
     limits: Limits = Limits()
 
 
+def check_pictures(family: Family, count: int) -> None:
+    """ValueError where a family that takes one picture at a time is to be asked about `count`."""
+    if count > 1 and "several pictures" not in family.takes:
+        raise ValueError(f"{family.title} takes one picture at a time: leave out the others, or choose another model.")
+
+
 def check(ask: Ask, alone: bool = False) -> None:
     """ValueError, one sentence with cause and remedy, where a question cannot be asked. alone: words are not needed."""
     if not ask.images:

@@ -81,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
         "--region", metavar="x0,y0,x1,y1", type=drawn, action="append", default=[],
         help='a box; x,y: a point; scribble, polygon, mask as JSON: {"kind": "scribble", "points": [[x, y], ...]}',
     )  # fmt: skip
+    one.add_argument(
+        "--picture", metavar="FILE", action="append", default=[],
+        help='a further picture beside IMAGE; a region as JSON names its own: {"box": [...], "image": 1}, IMAGE is 0',
+    )  # fmt: skip
     one.add_argument("--clip", metavar="CLIP", action="append", default=[], help="a video or a sound beside IMAGE")
     one.add_argument("--model", metavar="NAME", help="a name of the `models` command, or replay (recorded answers)")
     one.add_argument("--precision", default="auto", metavar="|".join(PRECISIONS))

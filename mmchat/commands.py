@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mmchat import translate
 from mmchat.clip import Clip, is_clip, open_clip
-from mmchat.geometry import open_image, outline, region_in
+from mmchat.geometry import open_image, outline, region_on
 
 if TYPE_CHECKING:
     from mmchat.desk import Answer, Ask, Desk
@@ -24,7 +24,7 @@ REPLAY = "replay"  # a name that --model takes beside those of models.toml: reco
 
 
 def ask(options: argparse.Namespace, out: TextIO) -> int:
-    from mmchat.desk import Ask, Limits, Turn
+    from mmchat.desk import Ask, Limits, Turn, check_pictures
     from mmchat.export import answer_json
 
     if (options.heat is None) != (options.heat_save is None):
@@ -35,23 +35,26 @@ def ask(options: argparse.Namespace, out: TextIO) -> int:
     image = open_clip(options.image) if is_clip(options.image) else open_image(options.image)
     if isinstance(image, Clip) and (options.region or options.save or options.heat):
         raise ValueError(f"{options.image} is no picture: leave out --region, --save and --heat.")
-    given = (image, *map(open_clip, options.clip))
+    given = (image, *map(open_image, options.picture), *map(open_clip, options.clip))
     seconds = next((one.seconds for one in reversed(given) if isinstance(one, Clip)), None)
-    drawn = tuple(region_in(given, image.size, number) for number, given in enumerate(options.region, 1))
+    sizes = tuple(one.size for one in given[: 1 + len(options.picture)])
+    drawn = tuple(region_on(region, sizes, number) for number, region in enumerate(options.region, 1))
     limits = Limits() if options.seed is None else Limits(temperature=0.7, top_p=0.9, seed=options.seed)
     turn = Turn("user", options.text, drawn, images=tuple(range(len(given))))
     question = Ask(given, (turn,), options.task, limits)
     with opened(options.model, options.precision, options.device, options.context) as (desk, name):
         check_task(desk, options.task)
+        check_pictures(desk.engine.family, len(sizes))
         answer = spoken(desk, question, None if options.json else out)
         if options.json:
-            give(answer_json(answer, image.size, name, desk.engine.precision, seconds), out)
+            give(answer_json(answer, given[answer.shown].size, name, desk.engine.precision, seconds, len(given)), out)
         else:
-            tell(answer, image.size, out, seconds)
+            tell(answer, given[answer.shown].size, out, seconds)
         if options.save is not None:
             from mmchat import paint  # drawing libraries take two seconds
 
-            save_png(paint.answer(image, answer), options.save)
+            on = given[answer.shown]
+            save_png(paint.answer(image if isinstance(on, Clip) else on, answer), options.save)
         if options.heat is not None:
             painted = desk.heat(question, answer, options.heat, drawn[0] if drawn else None)
             save_png(painted, options.heat_save)

@@ -17,6 +17,7 @@ from mmchat.asking import (
     MENTION,
     Ask,
     check,
+    check_pictures,
     fitted,
     named_in,
     plain,
@@ -34,7 +35,7 @@ from mmchat.prompt import Piece, Slot, Turn, opened
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["LONGEST", "MENTION", "Answer", "Ask", "Desk", "Limits", "Turn", "named_in", "plain"]
+__all__ = ["LONGEST", "MENTION", "Answer", "Ask", "Desk", "Limits", "Turn", "check_pictures", "named_in", "plain"]
 
 PATIENCE = 0.25  # seconds between two looks of somebody who waits: then Stop can reach him too
 

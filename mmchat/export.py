@@ -64,11 +64,17 @@ def labels(answers: Sequence[Answered]) -> list[str]:
 
 
 def answer_json(
-    answer: Any, size: tuple[int, int], model: str = "", precision: str = "", seconds: float | None = None
+    answer: Any,
+    size: tuple[int, int],
+    model: str = "",
+    precision: str = "",
+    seconds: float | None = None,
+    pictures: int = 1,
 ) -> dict[str, Any]:
     """The JSON of the `ask` command: places in pixels of the upright picture of `size` (width, height).
 
     seconds: length of the video or sound that was asked about; stretches of time are then told in seconds as well.
+    pictures: how many were asked about; of several, "image" says which one the places are on, from 0.
     """
     return {
         "model": model,
@@ -76,6 +82,7 @@ def answer_json(
         "text": answer.text,
         "raw": answer.raw,
         **({} if seconds is None else {"seconds": round(seconds, 3)}),
+        **({"image": answer.shown} if pictures > 1 else {}),
         **_spans_json(answer, size, seconds),
         "notes": [{name: value} for name, value in answer.notes],
         **({"pictures": [asdict(picture) for picture in answer.pictures]} if answer.pictures else {}),

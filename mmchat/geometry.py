@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS", "Box", "Fit", "Frame", "Mask", "Pixels", "Place", "Placement", "Point", "Polygon", "Region", "Resample",
-    "clipped", "native", "open_image", "outline", "region", "region_in", "tiling",
+    "clipped", "native", "open_image", "outline", "region", "region_in", "region_on", "tiling",
 ]  # fmt: skip
 
 Pixels = tuple[float, float, float, float]
@@ -244,6 +244,17 @@ def region_in(given: Sequence[float] | Mapping[str, Any], size: tuple[int, int],
         pairs = [_numbers(pair, 2, name) for pair in points]
         data["points"] = [(x / size[0], y / size[1]) for x, y in pairs]
     return region(data, number)
+
+
+def region_on(given: Sequence[float] | Mapping[str, Any], sizes: Sequence[tuple[int, int]], number: int = 1) -> Region:
+    """A region on one of several pictures of these sizes, the first one where it names none ("image", from 0); else as
+    `region_in`.
+    """
+    at = given.get("image", 0) if isinstance(given, Mapping) else 0
+    if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at < len(sizes):
+        known = f"a number from 0 to {len(sizes) - 1}" if len(sizes) > 1 else "0, there is one picture alone"
+        raise ValueError(f'Region {number} names no picture with "image": {str(at)[:20]!r}: give {known}.')
+    return region_in(given, sizes[at], number)
 
 
 def region(data: Mapping[str, Any], number: int = 1) -> Region:

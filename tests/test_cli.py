@@ -303,6 +303,36 @@ def test_what_a_clip_cannot_do_is_told(run, listed, photo: Path, tmp_path: Path)
     refused(run("ask", photo, QUESTION, "--clip", tmp_path / "none.mp4"), "There is no clip")
 
 
+def test_ask_takes_several_pictures_and_says_which_one_the_places_are_on(run, listed, photo, tmp_path, monkeypatch):
+    listed("qwen3_vl", opened_as="qwen3_vl")
+    other, found = tmp_path / "other.png", tmp_path / "found.png"
+    Image.new("RGB", (100, 50), "red").save(other)
+    said = Said('[{"bbox_2d": [100, 200, 500, 800], "label": "cup"}]', done=True)
+    monkeypatch.setattr(LocalEngine, "speak", lambda self, prompt, sight, limits: iter((said,)))
+    with Image.open(photo) as opened:
+        width, height = opened.size
+    for image, size in ((0, (width, height)), (1, (100, 50))):
+        where = json.dumps({"kind": "box", "box": [2, 2, 40, 40], "image": image})
+        asked = ("ask", photo, "What is @1?", "--picture", other, "--region", where, "--json", "--save", found)
+        status, out, err = run(*asked)
+        told = json.loads(out)
+        assert (status, told["image"]) == (0, image), err
+        (place,) = told["spans"][0]["places"]
+        assert place["box"] == pytest.approx([0.1 * size[0], 0.2 * size[1], 0.5 * size[0], 0.8 * size[1]], abs=1)
+        with Image.open(found) as painted:
+            assert painted.size == size
+    assert "image" not in json.loads(run("ask", photo, QUESTION, "--json")[1])
+
+
+def test_what_several_pictures_cannot_do_is_told(run, listed, photo: Path, tmp_path: Path) -> None:
+    listed()
+    refused(run("ask", photo, QUESTION, "--picture", photo), "takes one picture at a time: leave out the others")
+    refused(run("ask", photo, QUESTION, "--picture", tmp_path / "none.png"), "There is no picture")
+    for image, told in ((1, "one picture alone"), (-1, "one picture alone"), ("first", "one picture alone")):
+        where = json.dumps({"kind": "box", "box": [1, 1, 9, 9], "image": image})
+        refused(run("ask", photo, "What is @1?", "--region", where), "Region 1 names no picture", told)
+
+
 def test_missing_weights_are_told_with_their_folder(run, listed, photo: Path) -> None:
     (listed() / "model.safetensors").unlink()
     refused(run("ask", photo, QUESTION, "--json"), "no weights", "small")

@@ -8,9 +8,10 @@ from typing import Any
 import gradio as gr
 
 from mmchat.clip import Clip, is_clip, open_clip
-from mmchat.desk import Answer, Ask, Desk, Limits, Turn
+from mmchat.desk import Answer, Ask, Desk, Limits, Turn, check_pictures
 from mmchat.export import answer_json
-from mmchat.geometry import Region, open_image, region_in
+from mmchat.geometry import Region, open_image, region_on
+from mmchat.ui.canvas import MOST_PICTURES
 
 HIDDEN = {"visible": False}
 Json = dict[str, Any]
@@ -34,14 +35,16 @@ def endpoints(
         regions: list[Any] | None = None,
         task: str | None = None,
         seed: float | None = None,
+        pictures: list[str] | None = None,
     ) -> Json:
         """Ask about a picture, a video or a sound: text may say @1, @2.
 
         regions: list of [x0, y0, x1, y1], [x, y] or {"kind": "scribble", "points": [[x, y], ...]} and the like, in
-        pixels of the upright picture; task: one of the family's or none; seed: none for the likeliest words, else a
-        number for a livelier answer.
+        pixels of the upright picture, with "image": n where it is on one of `pictures`, counted from 1; task: one of
+        the family's or none; seed: none for the likeliest words, else a number for a livelier answer; pictures: files
+        of further ones, for a model that takes several.
         """
-        return _told(answered, desk, name(), image, text, regions, task, seed)
+        return _told(answered, desk, name(), image, text, regions, task, seed, pictures)
 
     def listed() -> list[Json]:
         """The model families, where their weights are, and what is missing."""
@@ -51,6 +54,7 @@ def endpoints(
     inputs: list[Any] = [gr.File(label="image", **HIDDEN), gr.Textbox(label="text", **HIDDEN)]
     inputs += [gr.JSON(label="regions", value=None, **HIDDEN), gr.Textbox(label="task", value=None, **HIDDEN)]
     inputs += [gr.Number(label="seed", value=None, precision=0, **HIDDEN)]
+    inputs += [gr.File(label="pictures", value=None, file_count="multiple", **HIDDEN)]
     trigger.click(ask, inputs, [result], api_name="ask", **queue)
     trigger.click(listed, None, [result], api_name="models", queue=False)
     if read is None:
@@ -83,34 +87,47 @@ def _told(function: Callable[..., Json], *arguments: Any) -> Json:
 
 
 def answered(
-    desk: Desk, name: str, image: str | None, text: str, regions: list[Any] | None, task: str | None, seed: float | None
+    desk: Desk,
+    name: str,
+    image: str | None,
+    text: str,
+    regions: list[Any] | None,
+    task: str | None,
+    seed: float | None,
+    pictures: list[str] | None = None,
 ) -> Json:
     """One question asked to its end, as JSON of the `ask` command. ValueError with cause and remedy for bad input."""
     if not image:
         raise ValueError("There is no picture: hand a file over as `image`.")
     picture = open_clip(image) if is_clip(image) else open_image(image)
-    drawn = tuple(region_of(values, number, picture.size) for number, values in enumerate(regions or (), 1))
-    turn = Turn("user", text or "", drawn, images=(0,))
+    more = pictures or ()
+    check_pictures(desk.engine.family, 1 + len(more))
+    if len(more) >= MOST_PICTURES:
+        raise ValueError(f"There are {len(more) + 1} pictures, at most {MOST_PICTURES} can be used: send fewer.")
+    given = (picture, *map(open_image, more))
+    sizes = tuple(one.size for one in given)
+    drawn = tuple(region_of(values, number, sizes) for number, values in enumerate(regions or (), 1))
+    turn = Turn("user", text or "", drawn, images=tuple(range(len(given))))
     last: Answer | None = None
     limits = Limits() if seed is None else Limits(temperature=0.7, top_p=0.9, seed=int(seed))
-    for growing in desk.answer(Ask((picture,), (turn,), task or None, limits)):
+    for growing in desk.answer(Ask(given, (turn,), task or None, limits)):
         last = growing
     if last is None:
         raise ValueError("The model gave no answer: look at its state in the Model tab.")
     seconds = picture.seconds if isinstance(picture, Clip) else None
-    return answer_json(last, picture.size, name, desk.engine.precision, seconds)
+    return answer_json(last, given[last.shown].size, name, desk.engine.precision, seconds, len(given))
 
 
-def region_of(values: object, number: int, size: tuple[int, int]) -> Region:
+def region_of(values: object, number: int, sizes: Sequence[tuple[int, int]]) -> Region:
     """[x0, y0, x1, y1], [x, y] or an object with "kind", in pixels, as a region; ValueError where that is no place on
-    the picture.
+    one of the pictures of these sizes.
     """
     if isinstance(values, dict):
-        return region_in(values, size, number)
+        return region_on(values, sizes, number)
     good = isinstance(values, list) and len(values) in (2, 4) and all(type(value) in (int, float) for value in values)
     if not good or not isinstance(values, list):
         raise ValueError(
             f'Region {number} must be [x0, y0, x1, y1], [x, y] or {{"kind": "scribble", "points": [[x, y], ...]}} in '
             f"pixels, not {str(values)[:60]}."
         )
-    return region_in(values, size, number)
+    return region_on(values, sizes, number)
