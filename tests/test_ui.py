@@ -373,10 +373,59 @@ def test_every_offered_file_holds_the_answer(ending: str, desk: Desk, photo: Pat
 
 
 def test_points_and_wrong_numbers_of_a_client_are_told_apart() -> None:
-    assert api.region_of([32, 24], 1, (64, 48)).points == (Point(0.5, 0.5),)
+    assert api.region_of([32, 24], 1, [(64, 48)]).points == (Point(0.5, 0.5),)
     for bad in ([1, 2, 3], "1,2,3,4", [1, 2, 3, "4"], [True, 1, 2, 3], None):
         with pytest.raises(ValueError, match="Region 2"):
-            api.region_of(bad, 2, (64, 48))
+            api.region_of(bad, 2, [(64, 48)])
+
+
+def test_the_endpoint_takes_several_pictures_where_the_model_does(desk: Desk, photo: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (100, 50), "red").save(other)
+    asked = (
+        desk,
+        "replay",
+        str(photo),
+        "What is @1?",
+        [{"kind": "box", "box": [10, 10, 50, 40], "image": 1}],
+        None,
+        None,
+    )
+    with pytest.raises(ValueError, match="takes one picture at a time"):
+        api.answered(*asked, [str(other)])
+    with pytest.raises(ValueError, match='Region 1 names no picture with "image"'):
+        api.answered(*asked)
+    desk.engine.family = replace(desk.engine.family, takes=desk.engine.family.takes | {"several pictures"})
+    told = api.answered(*asked, [str(other)])
+    assert told["image"] == 1 and told["spans"][0]["places"][0]["box"] == [10, 10, 50, 40]
+    with pytest.raises(ValueError, match="There are 9 pictures, at most 8"):
+        api.answered(*asked, [str(other)] * 8)
+
+
+def test_a_long_list_of_models_is_folded_and_begins_with_what_can_be_opened() -> None:
+    rows = [{"name": f"m{number}", "about": "Talks.", "missing": f"no folder {number}"} for number in range(30)]
+    rows += [{"name": "here", "about": "Here.", "missing": ""}]
+    html = panels.models_html(rows, "m3")
+    shown, folded = html.split("<details")
+    assert "m3" in shown and "here" in shown and shown.count("<tr>") == 3 and "29 others" in folded
+    assert "no folder 7" in folded and "no folder 3<" not in html
+    choices = panels.model_choices(rows, "m3")
+    assert choices[:3] == [("m3", "m3"), ("here", "here"), ("m0 (not here)", "m0")]
+    assert "<details" not in panels.models_html(rows[-1:], "here")
+
+
+def test_the_empty_talk_offers_what_the_open_model_can_do(desk: Desk) -> None:
+    family = desk.engine.family
+    assert "Answers come with places" in layout.chat_html(desk, ()) and "mm-starter" in layout.chat_html(desk, ())
+    fixed = tuple(
+        replace(task, name=f"t{number}", pattern="Do it.") for number, task in enumerate(family.template.tasks)
+    )
+    wordless = SimpleNamespace(forms=False)
+    desk.engine.family = replace(
+        family, takes=frozenset(), dialect=wordless, dialects={}, template=replace(family.template, tasks=fixed)
+    )
+    told = layout.chat_html(desk, ())
+    assert "places" not in told and "@1" not in told and "choose one below" in told and "data-text" not in told
 
 
 def test_eight_users_at_once_get_their_own_answers(photo: Path) -> None:

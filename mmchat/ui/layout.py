@@ -131,7 +131,7 @@ def _clip_widgets(desk: Desk) -> dict[str, Any]:
 def _heat_widgets(desk: Desk) -> dict[str, Any]:
     with gr.Row(elem_classes="mm-form"):
         kind = gr.Dropdown(**heat_choice(desk), label="Kind", scale=2, min_width=160, elem_id="mm-heat-kind")
-        about = gr.Textbox(label="About", placeholder="@1 or a phrase", scale=1, min_width=110, elem_id="mm-heat-about")
+        about = gr.Textbox(label="About", placeholder="@1 or a phrase", scale=1, min_width=150, elem_id="mm-heat-about")
         opacity = gr.Slider(0, 1, 0.8, step=0.05, label="Opacity", scale=1, min_width=130, elem_id="mm-opacity")
     with gr.Row(elem_classes="mm-form"):
         warm = gr.Button("Show", variant="primary", min_width=90, elem_id="mm-heat-show", **SMALL)
@@ -166,7 +166,7 @@ def _save_widgets() -> dict[str, Any]:
 def _model_widgets(opened: str, rows: Sequence[Mapping[str, Any]], choice: bool) -> dict[str, Any]:
     with gr.Row(elem_classes="mm-form", visible=choice):
         name = gr.Dropdown(
-            panels.model_names(rows, opened), value=opened, label="Model", min_width=140, elem_id="mm-model-name"
+            panels.model_choices(rows, opened), value=opened, label="Model", min_width=140, elem_id="mm-model-name"
         )
         precision = gr.Radio(panels.PRECISIONS, value="auto", label="Precision", elem_id="mm-model-precision")
         load = gr.Button("Open", variant="primary", min_width=90, elem_id="mm-model-open", **SMALL)
@@ -194,8 +194,12 @@ def _own_widgets(desk: Desk) -> dict[str, Any]:
 
 def chat_html(desk: Desk, talk: Talk) -> str:
     """The talk as the page shows it, or how to begin one."""
-    labels = {task.name: task.label for task in desk.engine.family.template.tasks if task.pattern != "{text}"}
-    return talk_html(talk, panels.welcome_html(bool(desk.engine.family.takes & set(KINDS))), labels)
+    family = desk.engine.family
+    labels = {task.name: task.label for task in family.template.tasks if task.pattern != "{text}"}
+    places = any(getattr(dialect, "forms", True) for dialect in (family.dialect, *family.dialects.values()))
+    tasks = family.template.tasks
+    free = not tasks or any(task.name == "free" or task.pattern == "{text}" for task in tasks)
+    return talk_html(talk, panels.welcome_html(bool(family.takes & set(KINDS)), places, free), labels)
 
 
 def abilities(desk: Desk) -> Abilities:

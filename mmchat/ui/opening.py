@@ -81,10 +81,12 @@ def wire(
 
 def known(on: Widgets, desk: Desk, opened: Opened, rows: Callable[[], Rows]) -> Update:
     """What the page says about the open model, as it is now: another user may have opened another one."""
+    listed = rows()
+    choices = panels.model_choices(listed, opened.name)
     return {
         on.head: panels.head_html(desk, opened.name), on.task: gr.update(**task_choice(desk)),
-        on.kind: gr.update(**heat_choice(desk)), on.name: gr.update(value=opened.name),
-        on.state: panels.models_html(rows(), opened.name), on.abilities: abilities(desk),
+        on.kind: gr.update(**heat_choice(desk)), on.name: gr.update(choices=choices, value=opened.name),
+        on.state: panels.models_html(listed, opened.name), on.abilities: abilities(desk),
         on.knows: at_hand(desk, opened), on.clips: gr.update(visible=takes_clips(desk)),
         on.own: gr.update(visible=bool(desk.engine.family.retrieves)), on.indexed: panels.indexed_html(desk),
     }  # fmt: skip

@@ -65,18 +65,23 @@ def faults_html(desk: Desk) -> str:
     return f'<span class="mm-pill mm-fault" role="alert"><b>Self check failed</b> {escape(" ".join(faults))}</span>'
 
 
-def welcome_html(regions: bool = True) -> str:
-    """What the empty talk says: what can be done. regions: whether the open model takes any."""
-    starters = ["Describe this picture with places.", "Where is the person?", *(["What is @1?"] if regions else [])]
-    draw = " Drag on the picture to mark a region and call it @1." if regions else ""
+def welcome_html(regions: bool = True, places: bool = True, free: bool = True) -> str:
+    """What the empty talk says: what can be done.
+
+    regions: whether the open model takes any; places: whether its answers have any; free: whether it takes questions of
+    one's own, beside its tasks.
+    """
+    told = ["Answers come with places: each coloured phrase belongs to the box of its colour."] if places else []
+    told += ["Drag on the picture to mark a region and call it @1."] if regions else []
+    told += [] if free else ["This model has tasks and takes no other questions: choose one below."]
+    starters = ["Describe this picture with places.", "Where is the person?"] if places else ["Describe this picture."]
     chips = "".join(
         f'<button type="button" class="mm-button mm-starter" data-text="{escape(text)}">{escape(text)}</button>'
-        for text in starters
+        for text in (*starters, *(["What is @1?"] if regions else []))
     )
     return (
-        '<div class="mm-welcome"><h3>Ask about the picture</h3><p>Answers come with places: each coloured phrase'
-        f" belongs to the box of its colour.{draw}</p>"
-        f'<div class="mm-starters">{chips}</div></div>'
+        f'<div class="mm-welcome"><h3>Ask about the picture</h3><p>{" ".join(told)}</p>'
+        f'<div class="mm-starters">{chips if free else ""}</div></div>'
     )
 
 
@@ -136,7 +141,7 @@ def _table(title: str, heads: str, rows: str, none: str) -> str:
         return f'<h4>{title}</h4><p class="mm-quiet">{none}</p>'
     cells = "".join(f"<th>{head}</th>" for head in heads.split("|"))
     table = f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<h4>{title}</h4><div class="mm-scroll">{table}</div>'
+    return f'{f"<h4>{title}</h4>" if title else ""}<div class="mm-scroll">{table}</div>'
 
 
 def _at(rows: Sequence[Sequence[float | None]], number: int) -> float | None:
@@ -172,24 +177,42 @@ def indexed_html(desk: Desk) -> str:
 
 
 def models_html(rows: Sequence[Mapping[str, Any]], opened: str) -> str:
-    """The models there are: which is open, which lack their weights."""
-    lines = []
+    """The models there are: the open one and those that can be opened; folded away, those that lack their weights."""
+    here, away = [], []
     for row in rows:
-        name, missing = str(row.get("name", "")), row.get("missing")
-        if isinstance(missing, list | tuple):
-            missing = ", ".join(map(str, missing))
-        state = "open" if name == opened else "not here" if missing else "ready"
-        why = f" <small>{escape(str(missing))}</small>" if missing and name != opened else ""
-        about = str(row.get("about") or row.get("title") or "")
-        what = escape(about) + _unverified(str(row.get("unverified") or ""))
-        lines.append((f"<b>{escape(name)}</b>", what, state + why))
-    return _table("Models here", "Name|What it is|State", _rows(lines), "Only the open model is known.")
+        name, missing = str(row.get("name", "")), _missing(row)
+        what = escape(str(row.get("about") or row.get("title") or "")) + _unverified(str(row.get("unverified") or ""))
+        if missing and name != opened:
+            away.append((f"<b>{escape(name)}</b>", what, f"<small>{escape(missing)}</small>"))
+        else:
+            here.append((f"<b>{escape(name)}</b>", what, "open" if name == opened else "ready"))
+    table = _table("Models here", "Name|What it is|State", _rows(here), "Only the open model is known.")
+    if not away:
+        return table
+    others = f"{len(away)} others, whose files are not here" if here else f"{len(away)}, whose files are not here"
+    return (
+        f'{table}<details class="mm-away"><summary>{others}</summary>'
+        f"{_table('', 'Name|What it is|What is missing', _rows(away), '')}</details>"
+    )
+
+
+def _missing(row: Mapping[str, Any]) -> str:
+    """What keeps a model of the list from being opened; empty for one that is ready."""
+    missing = row.get("missing")
+    return ", ".join(map(str, missing)) if isinstance(missing, list | tuple) else str(missing or "")
 
 
 def model_names(rows: Sequence[Mapping[str, Any]], opened: str) -> list[str]:
-    """What the choice of models offers: those listed, the open one among them."""
+    """What the choice of models may be: those listed, the open one among them."""
     names = [str(row["name"]) for row in rows if row.get("name")]
     return names if opened in names else [opened, *names]
+
+
+def model_choices(rows: Sequence[Mapping[str, Any]], opened: str) -> list[tuple[str, str]]:
+    """(what to read, name) of each, those that can be opened first."""
+    away = {str(row.get("name", "")) for row in rows if _missing(row)} - {opened}
+    names = sorted(model_names(rows, opened), key=lambda name: name in away)
+    return [(f"{name} (not here)" if name in away else name, name) for name in names]
 
 
 def heat_map(painted: Image.Image, kind: str, about: str, cache: str) -> HeatMap:
