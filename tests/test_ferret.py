@@ -158,6 +158,17 @@ def test_the_words_that_the_model_reads_are_numbers_and_a_vector(desk, wide):
     )
 
 
+@pytest.mark.parametrize(("task", "typed", "asked"), [
+    ("find", "the man, left.", "What is the location of the man left in the image?"),
+    ("several", "A man, the Dog?", "What are the locations of a man, the dog?"),
+    ("free", "The man, left.", "The man, left."),
+])  # fmt: skip
+def test_what_is_to_be_found_is_named_as_the_evaluations_name_it(task, typed, asked):
+    turns = (Turn("user", "A, b.", images=(0,)), Turn("assistant", "C, d."), Turn("user", typed))
+    prompt = FAMILY.template.render(turns, lambda number, region: (), task)
+    assert prompt[-1] == f"\nA, b. ASSISTANT: C, d.</s>USER: {asked} ASSISTANT:"
+
+
 def test_the_box_around_a_mask_ends_at_its_last_cell():
     cells = np.zeros((120, 200), bool)
     cells[10:101, 10:21] = cells[90:101, 10:151] = True

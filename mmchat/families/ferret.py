@@ -34,7 +34,7 @@ from mmchat.nets.model import Encoded, Model, Seen, as_map
 from mmchat.nets.sampler import RegionSampler
 from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
 from mmchat.nets.weights import Part
-from mmchat.prompt import Piece, Slot, Task, Template
+from mmchat.prompt import Mention, Piece, Slot, Task, Template, Turn
 from mmchat.templates import TEMPLATES
 
 if TYPE_CHECKING:
@@ -247,7 +247,17 @@ def painted_on(region: Region, size: Size) -> torch.Tensor:
 
 
 class Tight(Template):
-    """No blanks beside a region's vector: Vicuna's old tokenizer takes them away around a mark that was added to it."""
+    """No blanks beside a region's vector: Vicuna's old tokenizer takes them away around a mark that was added to it.
+
+    What is to be found is named as the evaluations name it: one thing without commas, several in small letters.
+    """
+
+    def render(self, turns: Sequence[Turn], mention: Mention, task: str | None = None) -> tuple[Piece, ...]:
+        if turns and task in ("find", "several"):
+            text = turns[-1].text.strip().rstrip(".?!")
+            text = text.replace(",", "") if task == "find" else text.lower()
+            turns = (*turns[:-1], replace(turns[-1], text=text))
+        return super().render(turns, mention, task)
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
         pieces = list(super().lay_out(messages))
@@ -285,13 +295,11 @@ def frame(config: Mapping[str, Any]) -> Frame:
     side = tile(config)
     if not side:
         return square
-    offered = tiles.pinpoints(config.get("image_grid_pinpoints") or ())
+    offered, mean, std = tiles.pinpoints(config.get("image_grid_pinpoints") or ()), CLIP_MEAN, CLIP_STD
     if config.get("local_vision_config"):
         shapes = dict.fromkeys((*SHAPES, *((down, across) for across, down in SHAPES)))
         offered = offered or [(across * side, down * side) for across, down in shapes]
         mean, std = IMAGENET_MEAN, IMAGENET_STD
-    else:
-        mean, std = CLIP_MEAN, CLIP_STD
     if not offered or any(length % side for size in offered for length in size):
         raise ValueError(f"image_grid_pinpoints in config.json must offer sizes that are multiples of {side} pixels")
     return Views(square.side, "squash", square.fill, CLIP_MEAN, CLIP_STD, offered=tuple(offered), tile=side,
