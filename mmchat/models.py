@@ -99,10 +99,11 @@ def missing(entry: Entry, tokenizers: Sequence[str] = TOKENIZERS) -> str:
     try:
         config = weights.read_config(place)
         weights.shards(place)
+        found = weights.sources(place, config)
     except ValueError as error:
         return unfetched(entry) or str(error)
     parts = [str(named).rstrip("/").rpartition("/")[2] for named in config.values() if isinstance(named, str)]
-    folders = [place, *(base / part for part in parts if part for base in (place, place.parent))]
+    folders = [one.path for one in found] + [*(base / part for part in parts if part for base in (place, place.parent))]
     if tokenizers and not any((folder / name).is_file() for folder in folders for name in tokenizers):
         return (
             f"There is no {' or '.join(tokenizers[:2])} in {place}: complete the download, or copy the tokenizer of "

@@ -489,6 +489,13 @@ def test_an_adapters_folder_opens_with_its_base(folder, more, scale):
     assert all(torch.allclose(tensor, wanted[name], atol=1e-5) for name, tensor in model.state_dict().items())
 
 
+def test_an_adapter_speaks_with_the_tokenizer_of_its_base(folder):
+    place = adapter(folder, pairs_for(state_of(folder)))
+    assert not list(place.glob("tokenizer*"))  # as LLaVA's own adapters are published
+    assert models.missing(models.Entry("a", "mmfuser", place)) == ""
+    assert LocalEngine.open(place, FAMILY, "fp32", "cpu").tokens.ids("a")
+
+
 def test_an_adapter_without_its_base_says_so(folder):
     place = adapter(folder, pairs_for(state_of(folder)), base_model_name_or_path="somebody/else")
     (place / "config.json").write_text((folder / "config.json").read_text())

@@ -112,7 +112,8 @@ class LocalEngine:
                 f"{folder}/config.json does not describe a model of {family.title} "
                 f"({' '.join(str(error).split())[:200]}): download it again."
             ) from None
-        language = [one.path for one in sources if one.part is not None and one.part.holds == "language."]
+        # What brings words brings their tokenizer: a language model, or what an adapter was trained on.
+        language = [one.path for one in sources if one.part is not None and one.part.holds in ("language.", "")]
         tokens = Tokens.read(tokenizer_folder(folder, *language), config, family.marks)
         real = (
             "cuda"
