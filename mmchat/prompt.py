@@ -75,7 +75,8 @@ class Template:
     token brings its own; `opening` overrides that. `image` says how each picture of a turn stands to the turn's text:
     what is before
     {text} goes in front of it, picture by picture, the rest behind. {clue} and {candidates} put in their slots.
-    `assistant` None: a form for one question only, that cannot hold an answer.
+    `assistant` None: a form for one question only, that cannot hold an answer: of a talk it shows the last one alone,
+    with all pictures.
     `dummy_space`: whether a text after a slot is tokenized like the start of a text (SentencePiece then puts a space in
     front of it); None: as the tokenizer does behind a mark. `words`: kinds of slots that stand for a word inside a
     sentence: never after those.
@@ -163,7 +164,9 @@ class Template:
         return front, text if answer.startswith(lead) else text + begun
 
     def _shown(self, turns: Sequence[Turn], last: int) -> frozenset[int]:
-        """The turns that the model is shown: all, unless the template says that questions stand alone."""
+        """The turns that the model is shown: all, unless the template holds one or says that questions stand alone."""
+        if self.assistant is None and last >= 0:
+            return frozenset(range(last, len(turns)))
         if self.leaning is None or last < 0:
             return frozenset(range(len(turns)))
         before = last

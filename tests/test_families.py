@@ -92,15 +92,13 @@ def test_a_second_question_runs_no_encoder_and_says_the_same_without_the_cache(n
     first = Ask((picture,), (Turn("user", "What is here?"),), limits=SHORT)
     one = list(desk(name).answer(first))[-1]
     turns = (*first.turns, Turn("assistant", one.raw), Turn("user", "And where?"))
-    template = family.load(name).template
-    if template.assistant is None:
-        pytest.skip("this template holds one question only")
     two, whole = (
         list(desk(name).answer(Ask((picture,), turns, limits=replace(SHORT, cache=cache))))[-1]
         for cache in (True, False)
     )
     assert dict(two.notes)["encoder_runs"] == 0 and two.raw == whole.raw
-    assert dict(two.notes)["prefilled_tokens"] < dict(whole.notes)["prefilled_tokens"]
+    if family.load(name).template.assistant is not None:  # else it stands alone, and its beginning may be read anew
+        assert dict(two.notes)["prefilled_tokens"] < dict(whole.notes)["prefilled_tokens"]
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in NAMES for kind in family.load(name).heats])

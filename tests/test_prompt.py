@@ -189,3 +189,13 @@ def test_an_earlier_turn_stands_as_it_was_asked() -> None:
     assert first == ("U: What is [0.1]", Slot("region", 0), "?\nA: there\nU: Why?\nA:")
     picture = asked(Turn("user", "a cup", images=(0,), task="look"), said)
     assert picture == ("U: In ", Slot("image", 0), " find a cup.\nA: there\nU: Why?\nA:")
+
+
+def test_a_form_of_one_question_shows_the_last_one_alone() -> None:
+    """A second question about a picture is asked as the first one was: without what was said before."""
+    template = Template("", "{text}</s>", None, image="{image}{text}", tasks=(Task("find", "Find", "find {text}"),))
+    before = (Turn("user", "a cup", (REGION,), images=(0,), task="find"), Turn("assistant", "there"))
+    asked = template.render((*before, Turn("user", "the dog")), mention, "find")
+    assert asked == (Slot("image", 0), "find the dog</s>")
+    about = template.render((*before, Turn("user", "@1", (OTHER,))), mention, "find")
+    assert about == (Slot("image", 0), "find [0.1]", Slot("region", 0), "</s>")
