@@ -181,6 +181,17 @@ def test_a_talk_is_written_as_in_the_demo():
     assert FAMILY.template.render(asked, FAMILY.mention, "pictures") == ("a red bicycle [RET]",)
 
 
+def test_what_was_completed_or_found_stays_unframed_in_the_talk():
+    """As it was asked: else what had been read of the talk would be read once more."""
+
+    def told(text, task, answer):
+        turns = (Turn("user", text, task=task), Turn("assistant", answer), Turn("user", "Why?"))
+        return FAMILY.template.render(turns, lambda number, region: (), "free")
+
+    assert told("", "describe", "A picture of a cat.") == ("A picture of a cat.\nQ: Why?\nA:",)
+    assert told("a cat", "pictures", "") == ("a cat [RET]\nQ: Why?\nA:",)
+
+
 def test_the_start_stands_behind_the_pictures_that_come_first(engine, picture):
     pixels = engine.family.frame(engine.config).fit(picture)[0]
     seen = engine.see((pixels,), ()).content

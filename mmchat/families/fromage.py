@@ -50,7 +50,7 @@ class Talk(Template):
     """Questions and answers as the authors' demo writes them; pictures stand before the turn they came with.
 
     A caption's beginning, which is the answer's, and words that end with the mark are a text to go on with or to search
-    by: they are framed by nothing.
+    by: they and what answers them are framed by nothing.
     """
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
@@ -60,9 +60,11 @@ class Talk(Template):
             shown = [piece for piece in text if isinstance(piece, Slot) and piece.kind == "image"]
             words = joined(piece for piece in text if piece not in shown)
             written = "".join(piece for piece in words if isinstance(piece, str))
-            bare = role == "user" and (not written or written.rstrip().endswith(RET))
+            if role == "user":
+                bare = not written or written.rstrip().endswith(RET)
             pattern = self.user if role == "user" else self.assistant or ""
-            before, _, after = ("", "", "") if bare else pattern.partition("{text}")
+            plain = "{text}" if role == "user" else "{text}\n"
+            before, _, after = (plain if bare else pattern).partition("{text}")
             pieces += [*shown, before, *words, after]
         return joined([*pieces, "" if bare or not messages or messages[-1][0] != "user" else self.cue()])
 
