@@ -331,6 +331,7 @@ def test_every_precision_and_place_answers(opened, tmp_path, precision, device):
     ("config", "starts"),
     [
         ({}, "A chat between a curious user"),
+        ({"vocab_size": None}, "A chat between a curious user"),
         ({"model_type": "llava_mistral"}, "[INST] "),
         ({"vocab_size": 64000}, "<|im_start|>system\nAnswer the questions.<|im_end|>"),
         (

@@ -84,12 +84,12 @@ def frame(config: Mapping[str, Any]) -> Frame:
 
 def speaks(config: Mapping[str, Any]) -> Template:
     """The form of talk that a checkpoint was trained on: 1.6 has relatives that are not Vicuna."""
-    name = "vicuna_v1"
+    name, words = "vicuna_v1", config.get("vocab_size") or 0
     if config.get("model_type") == "llava_mistral":
         name = "mistral_instruct"
-    elif config["vocab_size"] == YI:
+    elif words == YI:
         name = "chatml_direct"
-    elif config["vocab_size"] >= LLAMA_3:
+    elif words >= LLAMA_3:
         name = "llava_llama_3"
     marked = {"image": MARKED} if config.get("mm_use_im_start_end") else {}
     return replace(TEMPLATES[name], tasks=TASKS, **marked)
