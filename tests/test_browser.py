@@ -809,6 +809,8 @@ def test_a_second_picture_has_regions_of_its_own_and_places_lie_on_the_right_one
     drawer.add_picture(second)
     leaves = drawer.page.locator(".mm-leaf")
     assert [leaves.nth(one).get_attribute("aria-pressed") for one in range(2)] == ["false", "true"]
+    strip, leaf = drawer.page.locator(".mm-sheets").bounding_box(), leaves.first.bounding_box()
+    assert strip["y"] <= leaf["y"] and leaf["y"] + leaf["height"] <= strip["y"] + strip["height"]  # seen whole
     assert drawer.page.locator(".mm-region, .mm-place").count() == 0  # both belong to the first
     drawer.drag(0.5, 0.5, 0.9, 0.7)
     ask = drawer.asked("What is @2?")
@@ -905,7 +907,7 @@ def test_all_tools_and_pictures_fit_on_a_narrow_screen(browser: Any, able: Serve
     wanted = [270 - brush, 180 - brush, 540 + brush, 360 + brush]
     assert visit.regions()[0] == pytest.approx(wanted, abs=WIDTH / 256 + 4)
     visit.add_picture(second)
-    for button in visit.page.locator(".mm-bar button:visible, .mm-strip button:visible").all():
+    for button in visit.page.locator(".mm-bar button:visible, .mm-sheets button:visible").all():
         box = button.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390 and at["width"] > 300

@@ -1,8 +1,8 @@
 """The drawing surface: pictures, the regions a user drew on them, and what they are in Python.
 
 The browser's half is in assets/: picture.js brings pictures in, shapes.js knows what can be drawn, pointing.js listens
-to mouse, finger and keys, canvas.js draws. What comes from there is a client's word: `sheets_of` and `regions_of` check
-types, numbers, counts and bounds again.
+to mouse, finger and keys, drawing.js draws, canvas.js joins them. What comes from there is a client's word: `sheets_of`
+and `regions_of` check types, numbers, counts and bounds again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "assets"
 MOST_REGIONS = 32
 MOST_PICTURES = 8
 MOST_CELLS = 1 << 20  # of a painted region; the page paints on 256 cells along the longer side
-SCRIPTS = ("parts.js", "picture.js", "shapes.js", "pointing.js", "canvas.js")  # one scope, in this order
+SCRIPTS = ("parts.js", "picture.js", "shapes.js", "pointing.js", "drawing.js", "canvas.js")  # one scope, in this order
 VIEW_SIDE = 2048  # pixels of the longer side of the copy that the browser shows
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 

@@ -12,6 +12,7 @@ import gradio as gr
 from mmchat.desk import Desk
 from mmchat.ui import panels, steps, words
 from mmchat.ui.layout import Widgets, abilities, chat_html, heat_choice, takes_clips, task_choice
+from mmchat.ui.words import Talk
 
 Rows = Sequence[Mapping[str, Any]]
 Update = dict[Any, Any]
@@ -69,14 +70,19 @@ def wire(
         else:
             yield from opening(name, "auto", on.notice)
 
+    def welcomed(talk: Talk) -> str:
+        """An empty talk says what can be asked of the model that is open now."""
+        return chat_html(desk, talk)
+
     about = told(on)
     loaded = gr.on(None, lambda: known(on, desk, opened, rows), None, about, **AT_ONCE)  # when the page is loaded
     if open_model is not None:
         changed = [*about, on.holder, on.notice]
         pressed = on.load.click(open_it, [on.name, on.precision], changed, **MODEL, **QUIET)
         pressed.then(None, [on.name], None, js=ADDRESS)
-        pressed.then(lambda talk: chat_html(desk, talk), [on.talk], [on.chat], **AT_ONCE)
-        loaded.then(addressed, None, changed, **MODEL, **QUIET)
+        pressed.then(welcomed, [on.talk], [on.chat], **AT_ONCE)
+        loaded = loaded.then(addressed, None, changed, **MODEL, **QUIET)
+    loaded.then(welcomed, [on.talk], [on.chat], **AT_ONCE)
 
 
 def known(on: Widgets, desk: Desk, opened: Opened, rows: Callable[[], Rows]) -> Update:
