@@ -157,7 +157,7 @@ class Template:
         """What an earlier turn asked, in its task's words (before the pictures, and the rest). Those that its answer
         begins with are in the answer.
         """
-        if turn.task is None:
+        if turn.task not in [task.name for task in self.tasks]:  # none, or one of another checkpoint
             return "", turn.text
         front, text, begun = _asked(self.task(turn.task), turn.text, own, len(regions))
         lead = led(_mentioned(begun, regions, mention, self.typed)).lstrip()

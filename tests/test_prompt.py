@@ -165,6 +165,7 @@ def test_an_answer_cannot_begin_with_vectors() -> None:
         ("find", "the bus", "", "<g><p> the bus</p> Next"),  # stopped before its first word
         (None, "What is it?", "An image of a bus.", "What is it? An image of a bus. Next"),
         ("free", "What is it?", "An image of a bus.", "What is it? An image of a bus. Next"),
+        ("unknown", "What is it?", "A bus.", "What is it? A bus. Next"),
     ],
 )
 def test_what_an_answer_begins_with_is_told_once(task: str | None, asked: str, said: str, told: str) -> None:
