@@ -13,6 +13,7 @@ from mmchat.dialect import Scene
 from mmchat.engines.local import LocalEngine
 from mmchat.families.shikra import FAMILY
 from mmchat.geometry import Box, Point, Region
+from mmchat.golden.shikra import message
 from mmchat.prompt import Slot, Turn
 
 NAMES = ((r"^language\.", ""), (r"^bridge\.0\.", "model.mm_projector."))
@@ -88,3 +89,23 @@ def test_points_and_boxes_are_written_with_three_decimals():
     assert FAMILY.mention(1, point, FAMILY.dialect, Scene()) == ("[0.300,0.400]",)
     box = Region("box", Box(0.1, 0.2, 0.3, 0.4))
     assert FAMILY.mention(1, box, FAMILY.dialect, Scene()) == ("[0.100,0.200,0.300,0.400]",)
+
+
+def test_bins_are_those_of_the_original_where_a_place_lies_between_two():
+    """The formatter beside the released one: a box is rounded to three decimals before, a point is not."""
+    entry = {
+        "writer": "token_bins", "template": "<boxes> <points>", "image_size": [400, 300],
+        "boxes_px": [[69, 261, 330, 284]], "boxes_seq": [[0]], "points_px": [[69, 261]], "points_seq": [[0]],
+    }  # fmt: skip
+    box, point = (69 / 400, 311 / 400, 330 / 400, 334 / 400), (69 / 400, 311 / 400)
+    bins = [" ".join(f"<bin_{number}>" for number in numbers) for numbers in (
+        [round(round(value, 3) * 1000) for value in box], [round(value * 1000) for value in point],
+    )]  # fmt: skip
+    assert message("PICTURE", entry) == f"PICTURE <b_st>{bins[0]}<b_ed> <p_st>{bins[1]}<p_ed>"
+    assert bins[0].split()[1] != bins[1].split()[1]
+
+
+def test_a_place_for_regions_wants_some():
+    entry = {"writer": "plain", "template": "<image> <boxes>", "image_size": [9, 9], "points_px": None}
+    with pytest.raises(ValueError, match="names no region"):
+        message("PICTURE", entry | {"boxes_px": [[1, 2, 3, 4]], "boxes_seq": [[]], "points_seq": None})

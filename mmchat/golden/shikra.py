@@ -258,10 +258,17 @@ def message(shown: str, entry: Entry) -> str:
 
 
 def _tokens(fitted: list) -> str:
-    """Bins have marks of their own for points."""
+    """Bins have marks of their own for points. A box is rounded to three decimals before, a point is not."""
     kind = "p" if isinstance(fitted[0], Point) else "b"
     forms = (replace(_BINS, open=(f"<{kind}_st>",), close=(f"<{kind}_ed>",), join=f"<{kind}_sep>"),)
-    return Marks("shikra_bins", forms).write(fitted)
+    return Marks("shikra_bins", forms).write([_snapped(place) for place in fitted])
+
+
+def _snapped(place: Box | Point) -> Box | Point:
+    """A place on the bins that stand for it: halves go to the even one, as Python rounds."""
+    if isinstance(place, Point):
+        return Point(*(round(round(value, 12) * 1000) / 1000 for value in texts.numbers(place, (1, 1))))
+    return Box(*(float(number) for number in SHIKRA.write([place]).strip("[]").split(",")))
 
 
 HANDLERS = {
