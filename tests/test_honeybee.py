@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import dwarfs
+import keylists
 import pytest
 import torch
 from PIL import Image
@@ -27,7 +27,7 @@ from mmchat.nets.abstractors import DAbstractor
 from mmchat.nets.resampler import Resampler
 
 FAMILY = family.load("honeybee")
-GOLDEN = Path(__file__).resolve().parent / "golden" / "honeybee"
+GOLDEN = keylists.GOLDEN / "honeybee"
 SIZES = {"7B": (4096, 11008, 32), "13B": (5120, 13824, 40)}
 BF16 = 0.05  # rounding the weights alone makes 0.01 (C-Abstractor) and 0.04 (D-Abstractor: places move) here
 RELEASED = [  # name, abstractor, queries, side
@@ -61,25 +61,6 @@ def config_of(name: str, kind: str, queries: int, side: int) -> dict:
     }  # fmt: skip
 
 
-def published(sections: set[str], named: Mapping[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of keys_real.txt, counted out."""
-    section = ""
-    for line in (GOLDEN / "keys_real.txt").read_text().splitlines():
-        if line.startswith("["):
-            section = line.strip("[]")
-        if section not in sections or line[:1] in ("", "[", "#"):
-            continue
-        name, *shape = line.split()
-        numbers = tuple(sum(named[one] if one in named else int(one) for one in word.split("+")) for word in shape)
-        span = re.search(r"\{(\d+)\.\.(\w+)\}", name)
-        if span is None:
-            yield name, numbers
-            continue
-        last = named[span[2]] if span[2] in named else int(span[2])
-        for index in range(int(span[1]), last + 1):
-            yield f"{name[: span.start()]}{index}{name[span.end() :]}", numbers
-
-
 @pytest.mark.parametrize(("name", "kind", "queries", "side"), RELEASED, ids=[one[0] for one in RELEASED])
 def test_a_released_checkpoints_parameters_are_ours(name, kind, queries, side):
     width, inner, layers = SIZES[name.partition("-")[0]]
@@ -87,8 +68,8 @@ def test_a_released_checkpoints_parameters_are_ours(name, kind, queries, side):
     with weights.without_memory():
         model = build(config_of(name, kind, queries, side))
     ours = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    theirs = {weights.renamed(key, FAMILY.keys): shape for key, shape in published({"vision", "language", kind}, named)}
-    assert ours == theirs
+    theirs = [one for section in ("vision", "language", kind) for one in keylists.listed("honeybee", named, section)]
+    assert ours == {weights.renamed(one.name, FAMILY.keys): one.shape for one in theirs if one.used}
 
 
 @pytest.mark.parametrize(("kind", "count"), [("c-abs", 37_070_336), ("d-abs", 55_616_352)])

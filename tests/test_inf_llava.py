@@ -32,15 +32,6 @@ REAL = keylists.language(keylists.LLAMA_3_8B, 32) | {
 }  # fmt: skip
 
 
-def test_real_sizes_have_the_published_names_and_shapes():
-    with weights.without_memory():
-        model = build(REAL)
-    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    listed = keylists.listed("inf-llava", keylists.LLAMA_3_8B)
-    assert ours == {weights.renamed(name, KEYS): shape for name, shape in listed}
-    assert sum(one.numel() for one in model.bridge.spatial_embed.parameters()) == 4_400_256
-
-
 def test_pictures_are_prepared_as_in_training_unless_the_loaders_way_is_asked_for():
     assert frame(REAL).side == 1008 and frame(REAL | {"picture_preparation": "loader"}).side == 336
     with pytest.raises(ValueError, match="choose one of training, loader"):
