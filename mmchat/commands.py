@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmchat import translate
@@ -355,11 +356,33 @@ def opened(
     from mmchat.desk import Desk
 
     name = REPLAY if name == REPLAY else models.find(name).name
-    desk = Desk(engine(name, precision, device=device, context=context))
+    desk = Desk(engine(name, precision, device=device, context=context, progress=loading(sys.stderr)))
     try:
         yield desk, name
     finally:
         desk.close()
+
+
+def loading(stream: TextIO, after: float = 1.0) -> Callable[[int, int], None] | None:
+    """What tells on a terminal how much of the weights is read, where it takes more than `after` seconds; None for a
+    stream that is none.
+    """
+    if not stream.isatty():
+        return None
+    begun, shown = monotonic(), -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal shown
+        part = 100 * done // max(1, total)
+        if part == shown or monotonic() - begun < after or (done >= total and shown < 0):
+            return
+        shown = part
+        line = f"loading {'#' * (part // 5):.<20} {part:3} % of {total / 1e9:.1f} GB"
+        # The line is gone when all is read: what is written behind it begins at the margin.
+        stream.write(f"\r{line}" if done < total else f"\r{' ' * len(line)}\r")
+        stream.flush()
+
+    return tell
 
 
 def engine(name: str, precision: str, **more: Any) -> Engine:

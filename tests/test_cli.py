@@ -24,7 +24,7 @@ import pytest
 import test_clip as clips
 from PIL import Image
 
-from mmchat import golden
+from mmchat import commands, golden
 from mmchat.cli import main
 from mmchat.desk import LONGEST
 from mmchat.dialect import DIALECTS, Index
@@ -617,3 +617,25 @@ def test_a_saved_model_answers_as_the_one_it_was_made_of(run, photo, tmp_path, m
     refused(run("save", "dwarf", tmp_path / "one"), "is there already: name a new folder")
     refused(run("save", "nobody", tmp_path / "two"), "There is no model 'nobody'")
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == kept and not (tmp_path / "two").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_told_how_much_is_read_and_nothing_else_is():
+    stream = Terminal()
+    tell = commands.loading(stream, after=0)
+    for done in (0, 1, 25, 100):
+        tell(done * 10**7, 10**9)
+    assert stream.getvalue().split("\r")[1:] == [
+        "loading ....................   0 % of 1.0 GB",
+        "loading ....................   1 % of 1.0 GB",
+        "loading #####...............  25 % of 1.0 GB",
+        " " * len("loading ....................   0 % of 1.0 GB"),
+        "",
+    ]
+    quick = Terminal()
+    commands.loading(quick)(10, 10)
+    assert commands.loading(io.StringIO()) is None and quick.getvalue() == ""
