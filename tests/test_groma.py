@@ -20,6 +20,7 @@ from mmchat.families.groma import FAMILY, MARKS, survivors
 from mmchat.geometry import Box, Region
 from mmchat.nets import weights
 from mmchat.nets.dinov2 import Dinov2Tower
+from mmchat.nets.proposer import Proposer
 from mmchat.nets.roi import RegionEncoder
 from mmchat.prompt import Slot, Turn
 
@@ -211,3 +212,16 @@ def test_the_published_sizes_are_those_of_the_card():
     assert shapes["regions.input_conv.0.weight"] == (1024, 1026, 1, 1)
     assert shapes["regions.flatten_linear.weight"] == (1024, 200704)
     assert shapes["regions.updims.weight"] == (4096, 1024)
+
+
+def test_the_first_boxes_are_exact_in_half_precision():
+    """What no layer moves lies where the place is, not where bfloat16 can say it: a third of a pixel off."""
+    sizes = {**FAMILY.dwarf["perceiver_cfg"]["ddetr_cfg"], "num_queries": 64, "two_stage_num_proposals": 64}
+    half = Proposer(sizes, 16).to(torch.bfloat16)
+    for parameter in half.bbox_embed[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        found = half(torch.randn(1, 16, 32, 32, dtype=torch.bfloat16))
+    rows, columns = found.chosen[0] // 32, found.chosen[0] % 32
+    middles = torch.stack((columns, rows), 1).add(0.5) / 32
+    assert torch.allclose(found.first[0, :, :2], middles, atol=1e-6)

@@ -176,7 +176,7 @@ class Proposer(nn.Module):
         shapes = [(level.shape[2], level.shape[3]) for level in levels]
         memory = self.encoded(levels, shapes)
         starts, usable = proposals(shapes, memory.device)
-        starts = starts.to(memory).masked_fill(~usable[None, :, None], torch.inf)
+        starts = starts.masked_fill(~usable[None, :, None], torch.inf)  # float32 in bfloat16 too
         places = self.enc_output_norm(self.enc_output(memory.where(usable[None, :, None], 0.0)))
         place_scores = self.class_embed_enc(places)
         place_boxes = self.bbox_embed[-1](places).float() + starts
