@@ -187,3 +187,88 @@ def on_meta(one: keylists.Listed, path: Path) -> Stored:
 def test_the_lists_count_as_many_numbers_as_the_cards(case, part, count, tmp_path):
     (_, names), *_ = CASES[case].sources(tmp_path)
     assert sum(math.prod(one.shape) for one in names if part in one.name) == count
+
+
+# what is added to what, in numbers small enough to be added by hand
+
+
+def joined(name: str, monkeypatch: pytest.MonkeyPatch, root: Path, **folders: Mapping[str, list]) -> dict[str, list]:
+    """Every parameter by our names that a family makes of its checkpoint ("own") and its parts' folders."""
+    known = family.load(name)
+    parts = {part.key: part for part in (TOWER, *known.parts)}
+    sources = [Source(root / key, parts.get(key)) for key in folders]
+    files = {root / key: [given(*one, root) for one in held.items()] for key, held in folders.items()}
+    monkeypatch.setattr("mmchat.nets.parts.inventory", lambda path: files[path])
+    state = {item.name: item.read() for item in items(sources, known.keys, known.drop, known.parts)}
+    if known.fold is not None:
+        taken = {name: state.pop(name) for name in list(state) if weights.dropped(known.fold.takes, name)}
+        state |= known.fold(taken, {"language.model.decoder.embed_tokens.weight": (4, 2)})
+    return {name: tensor.tolist() for name, tensor in state.items()}
+
+
+def given(name: str, values: list, root: Path) -> Stored:
+    tensor = torch.tensor(values, dtype=torch.float16)
+    return Stored(name, tuple(tensor.shape), tensor.dtype, root, tensor.clone)
+
+
+@pytest.mark.parametrize("name", ["shikra", "ferret"])
+def test_a_difference_is_added_to_its_base_where_the_cards_say(name, tmp_path, monkeypatch):
+    """Target = base + delta; rows of new tokens, what the base never had, and the tower are as they are stored."""
+    own = {
+        "model.embed_tokens.weight": [[1, 2], [3, 4], [5, 6]], "lm_head.weight": [[1, 1], [2, 2], [3, 3]],
+        "model.layers.0.self_attn.q_proj.weight": [[0.5, -1], [2, 0]], "model.norm.weight": [0.25, 0],
+        "model.layers.0.self_attn.rotary_emb.inv_freq": [9], "model.mm_projector.weight": [[7, 8]],
+    }  # fmt: skip
+    base = {
+        "model.embed_tokens.weight": [[10, 10], [20, 20]], "lm_head.weight": [[-1, 0], [0, -1]],
+        "model.layers.0.self_attn.q_proj.weight": [[1, 1], [1, -4]], "model.norm.weight": [1, 1],
+        "model.layers.0.self_attn.rotary_emb.inv_freq": [1],
+    }  # fmt: skip
+    tower = {"vision_model.pre_layrnorm.weight": [3, 4]}
+    found = joined(name, monkeypatch, tmp_path, own=own, base_model=base, mm_vision_tower=tower)
+    assert found == {
+        "language.model.embed_tokens.weight": [[11, 12], [23, 24], [5, 6]],
+        "language.lm_head.weight": [[0, 1], [2, 1], [3, 3]],
+        "language.model.layers.0.self_attn.q_proj.weight": [[1.5, 0], [3, -4]],
+        "language.model.norm.weight": [1.25, 1], "bridge.0.weight": [[7, 8]], "vision.pre_layrnorm.weight": [3, 4],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wording", ["", ".default"])
+def test_minigpt_v2s_pairs_are_a_quarter_of_their_product(wording, tmp_path, monkeypatch):
+    """W + 16 / 64 * B @ A, B [3, 1] by A [1, 2] here; k_proj has no pair."""
+    stem = "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    own = {
+        "llama_proj.weight": [[1] * 8],
+        f"{stem}A{wording}.weight": [[4, 8]],
+        f"{stem}B{wording}.weight": [[1], [2], [-1]],
+    }
+    llama = {
+        "model.layers.0.self_attn.q_proj.weight": [[0, 0], [1, 1], [5, 5]],
+        "model.layers.0.self_attn.k_proj.weight": [[2, 2]],
+    }
+    tower = {"norm.weight": [1], "blocks.39.norm1.weight": [1], "blocks.38.norm1.weight": [2]}
+    assert joined("minigpt_v2", monkeypatch, tmp_path, own=own, llama_model=llama, vit_model=tower) == {
+        "language.model.layers.0.self_attn.q_proj.weight": [[1, 2], [3, 5], [4, 3]],
+        "language.model.layers.0.self_attn.k_proj.weight": [[2, 2]], "vision.blocks.38.norm1.weight": [2],
+        "bridge.llama_proj.weight": [[1] * 8], "bridge.ln_vision.weight": [1, 1], "bridge.ln_vision.bias": [0, 0],
+    }  # fmt: skip
+
+
+def test_fromages_row_is_written_over_the_last_one_of_a_table_that_is_cut(tmp_path, monkeypatch):
+    own = {"ret_input_embeddings.weight": [[7, 8]], "model.logit_scale": 2}
+    opt = {"decoder.embed_tokens.weight": [[0, 1], [2, 3], [4, 5], [6, 6], [9, 9], [9, 9]]}
+    assert joined("fromage", monkeypatch, tmp_path, own=own, opt_version=opt) == {
+        "language.model.decoder.embed_tokens.weight": [[0, 1], [2, 3], [4, 5], [7, 8]], "head.logit_scale": 2,
+    }  # fmt: skip
+
+
+def test_gromas_marks_stand_behind_vicunas_words(tmp_path, monkeypatch):
+    own = {
+        "llm.model.embed_tokens.weight": [[0, 1], [2, 3]], "new_input_embs.weight": [[4, 5]],
+        "llm.lm_head.weight": [[1, 0], [3, 2]], "extra_lm_head.weight": [[5, 4]],
+    }  # fmt: skip
+    assert joined("groma", monkeypatch, tmp_path, own=own) == {
+        "language.model.embed_tokens.weight": [[0, 1], [2, 3], [4, 5]],
+        "language.lm_head.weight": [[1, 0], [3, 2], [5, 4]],
+    }
