@@ -489,6 +489,15 @@ def test_an_adapters_folder_opens_with_its_base(folder, more, scale):
     assert all(torch.allclose(tensor, wanted[name], atol=1e-5) for name, tensor in model.state_dict().items())
 
 
+def test_an_adapter_of_layers_that_are_stored_turned_is_turned_too(folder):
+    state = state_of(folder)
+    pairs = pairs_for(state)
+    model = opened(FAMILY, adapter(folder, pairs, fan_in_fan_out=True))
+    for name, tensor in model.state_dict().items():
+        wanted = state[name] + 0.5 * (pairs[name][1] @ pairs[name][0]).T if name in pairs else state[name]
+        assert torch.allclose(tensor, wanted, atol=1e-5), name
+
+
 def test_an_adapter_speaks_with_the_tokenizer_of_its_base(folder):
     place = adapter(folder, pairs_for(state_of(folder)))
     assert not list(place.glob("tokenizer*"))  # as LLaVA's own adapters are published
