@@ -17,6 +17,7 @@ from mmchat.engines.local import LocalEngine
 from mmchat.family import Family
 from mmchat.geometry import Box, Point, Region
 from mmchat.nets import weights
+from mmchat.prompt import opened
 
 NAMES = family.names()
 PLACED = [name for name in NAMES if family.load(name).takes - {"several pictures"}]  # the others know no places
@@ -99,6 +100,28 @@ def test_a_second_question_runs_no_encoder_and_says_the_same_without_the_cache(n
     assert dict(two.notes)["encoder_runs"] == 0 and two.raw == whole.raw
     if family.load(name).template.assistant is not None:  # else it stands alone, and its beginning may be read anew
         assert dict(two.notes)["prefilled_tokens"] < dict(whole.notes)["prefilled_tokens"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if family.load(name).template.leaning is None])
+def test_an_earlier_question_stands_as_it_was_asked(name):
+    """In its task's words, as the originals feed it back: what was read of the talk is its beginning."""
+    record = family.load(name)
+    if record.template.assistant is None:
+        return  # such a form holds one question: see test_prompt
+
+    def written(pieces):
+        return "".join(piece if isinstance(piece, str) else f"<{piece}>" for piece in pieces)
+
+    def mention(number, region):
+        return record.mention(number, region, record.dialect, Scene((BOX.box,), (100, 100)))
+
+    for task in record.template.tasks:
+        turn = Turn("user", "" if task.needs == "" else "the cup", (BOX,) if task.needs == "region" else (), (0,))
+        asked, lead = opened(record.template.render((turn,), mention, task.name))
+        said = Turn("assistant", f"{lead} so" if lead else "so")
+        talk = (replace(turn, task=task.name), said, Turn("user", "Why?"))
+        later = written(opened(record.template.render(talk, mention, record.template.tasks[0].name))[0])
+        assert later.startswith(written(asked).rstrip()) and "Why?" in later
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in NAMES for kind in family.load(name).heats])

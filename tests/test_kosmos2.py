@@ -236,15 +236,15 @@ def test_a_described_region_is_its_subject(scripted):
 def test_the_next_turn_says_the_beginning_once(scripted, desk, picture, monkeypatch):
     """An earlier answer stands behind what was asked, not behind the words that it begins with."""
     for text, task, lead in (
-        ("", "describe", "An image of"),
+        ("", "describe", " An image of"),
         ("the cup", "find", "<phrase> the cup</phrase>"),
-        ("The man", "continue", "The man"),
+        ("The man", "continue", " The man"),
     ):
         answer = scripted(" so.", text, task)[-1]
         before = (Turn("user", text, task=task), Turn("assistant", answer.raw))
         prompt = desk._prepare(Ask((picture,), (*before, Turn("user", "Why?")), "free")).prompt
         said = "".join(piece for piece in prompt if isinstance(piece, str))
-        assert said == f"<image></image> <grounding> {lead} so. Question: Why? Answer:"
+        assert said == f"<image></image> <grounding>{lead} so. Question: Why? Answer:"
         assert opened(prompt) == (prompt, "")
     before = (Turn("user", "Who is it?"), Turn("assistant", "A man."))
     prompt = desk._prepare(Ask((picture,), (*before, Turn("user", "the man")), "find")).prompt

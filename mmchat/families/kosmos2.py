@@ -65,11 +65,14 @@ class Continued(Template):
 
     def lay_out(self, messages: Sequence[tuple[str, tuple[Piece, ...]]]) -> tuple[Piece, ...]:
         out, on = [], False
-        asked = [
-            (role, tuple(named(piece) if role == "user" and isinstance(piece, str) else piece for piece in text))
-            for role, text in messages
-        ]
-        for piece in super().lay_out(asked):
+        told = []
+        for role, text in messages:
+            if role == "user":
+                text = tuple(named(piece) if isinstance(piece, str) else piece for piece in text)
+            elif any(text) and not str(text[0]).startswith("<phrase>"):  # no blank stands before this mark
+                text = (" ", *text)
+            told.append((role, text))
+        for piece in super().lay_out(told):
             if isinstance(piece, str) and GROUNDED in piece:
                 before, _, behind = piece.partition(GROUNDED)
                 piece = before + ("" if on else GROUNDED) + behind.replace(GROUNDED, "")
@@ -186,7 +189,7 @@ def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tupl
     return (dialect.write((region.box,), None, scene),)
 
 
-_BASE = replace(TEMPLATES["kosmos2"], tasks=TASKS, stop=("</s>",))
+_BASE = replace(TEMPLATES["kosmos2"], assistant="{text}", tasks=TASKS, stop=("</s>",))
 
 FAMILY = Family(
     name="kosmos2",
