@@ -193,6 +193,15 @@ def test_a_stopped_answer_can_be_gone_on_from(engine, pixels):
     assert cached.text == whole.text
 
 
+@pytest.mark.parametrize(("text", "shown", "stopped"), [("\na cat", "a cat", False), ("\na cat\nb", "a cat", True)])
+def test_a_lines_end_ends_an_answer_only_behind_its_first_word(text, shown, stopped):
+    growing = Growing(Tokens(dwarfs.byte_tokenizer()))
+    for index in growing.tokens.ids(text):
+        growing.add(index, 1.0)
+    found, _, ended = said(growing, ("\n",), True)
+    assert (found, ended) == (shown, stopped)
+
+
 @pytest.mark.parametrize(
     ("text", "done", "shown", "stopped"),
     [

@@ -116,8 +116,10 @@ def said(
     text grows.
     """
     text = growing.text
-    blank = 0 if goes_on else len(text) - len(text.lstrip())
-    ends = [at for at in (text.find(mark) for mark in stops) if at >= 0]
+    front = len(text) - len(text.lstrip())
+    blank = 0 if goes_on else front
+    # A line's end that ends an answer does not do so before its first word.
+    ends = [at for at in (text.find(mark, front if mark.isspace() else 0) for mark in stops) if at >= 0]
     end = min(ends, default=len(text))
     if not ends and not done:
         end -= max((half for mark in stops for half in range(1, len(mark)) if text.endswith(mark[:half])), default=0)
