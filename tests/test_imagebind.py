@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import keylists
 import numpy as np
 import pytest
 import torch
@@ -134,32 +135,12 @@ def test_a_direction_has_the_length_that_was_learned():
         assert made(torch.randn(2, 1, BINS, FRAMES)).norm(dim=-1).tolist() == pytest.approx([length] * 2, rel=1e-4)
 
 
-def published() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the audio part of `imagebind_huge.pth`, read off its public code."""
-    front = "modality_preprocessors.audio."
-    listed = {
-        f"{front}cls_token": (1, 1, 768), f"{front}rgbt_stem.proj.weight": (768, 1, 16, 16),
-        f"{front}rgbt_stem.norm_layer.weight": (768,), f"{front}rgbt_stem.norm_layer.bias": (768,),
-        f"{front}pos_embedding_helper.pos_embed": (1, 12 * 19 + 1, 768),
-        "modality_heads.audio.0.weight": (768,), "modality_heads.audio.0.bias": (768,),
-        "modality_heads.audio.2.weight": (1024, 768), "modality_postprocessors.audio.1.log_logit_scale": (),
-    }  # fmt: skip
-    block = {
-        "attn.in_proj_weight": (2304, 768), "attn.in_proj_bias": (2304,), "attn.bias_k": (1, 1, 768),
-        "attn.bias_v": (1, 1, 768), "attn.out_proj.weight": (768, 768), "attn.out_proj.bias": (768,),
-        "norm_1.weight": (768,), "norm_1.bias": (768,), "norm_2.weight": (768,), "norm_2.bias": (768,),
-        "mlp.fc1.weight": (3072, 768), "mlp.fc1.bias": (3072,), "mlp.fc2.weight": (768, 3072), "mlp.fc2.bias": (768,),
-    }  # fmt: skip
-    return listed | {
-        f"modality_trunks.audio.blocks.{number}.{name}": shape for number in range(12) for name, shape in block.items()
-    }
-
-
 def test_the_published_names_and_shapes_land_key_for_key():
     with weights.without_memory():
         ours = {name: tuple(tensor.shape) for name, tensor in Ears(HUGE).state_dict().items()}
-    assert {weights.renamed(name, Ears.KEYS): shape for name, shape in published().items()} == ours
-    assert not any(weights.dropped(Ears.DROP, name, weights.renamed(name, Ears.KEYS)) for name in published())
+    listed = list(keylists.listed("groundinggpt", {}, "ears"))
+    assert {weights.renamed(one.name, Ears.KEYS): one.shape for one in listed} == ours
+    assert not any(weights.dropped(Ears.DROP, one.name, weights.renamed(one.name, Ears.KEYS)) for one in listed)
     assert weights.dropped(Ears.DROP, "modality_trunks.vision.blocks.0.norm_1.weight", "")
 
 
