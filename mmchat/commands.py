@@ -195,11 +195,12 @@ def models(options: argparse.Namespace, out: TextIO) -> int:
     if options.json:
         give(rows, out)
         return 0
-    for row in rows:
-        print(f"{row['name']:14} {row['family']:14} {row['missing'] or 'ready'}", file=out)
-        print(f"{'':29} {row['title']}; {row['folder']}", file=out)
+    wide = max(len(row["name"]) for row in rows)
+    for row in sorted(rows, key=lambda row: bool(row["missing"])):  # what can be opened stands first
+        print(f"{row['name']:{wide}} {row['family']:15} {row['missing'] or 'ready'}", file=out)
+        print(f"{'':{wide}} {row['title']}" + ("" if row["missing"] else f"; {row['folder']}"), file=out)
         if row["unverified"]:
-            print(f"{'':29} Not verified: {row['unverified']}", file=out)
+            print(f"{'':{wide}} Not verified: {row['unverified']}", file=out)
     return 0
 
 
