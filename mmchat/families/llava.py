@@ -111,8 +111,8 @@ FAMILY = Family(
     speaks=speaks,
     heats=("feature norm", "components", "likeness", "attention", "logit lens"),
     unverified="Its published weights were never run here; what the boxes of 1.6 refer to, its authors do not say.",
-    licence="Code Apache 2.0; weights under their language model's licence (Vicuna: Llama 2 Community License; Llama 3: "
-    "its own; Mistral and Yi: Apache 2.0); training data partly for research only.",
+    licence="Code Apache 2.0; weights under their language model's licence (Vicuna: Llama 2 Community License; "
+    "Llama 3: its own; Mistral and Yi: Apache 2.0); training data partly for research only.",
     dwarf={
         "model_type": "llava", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 320, "max_position_embeddings": 512,
