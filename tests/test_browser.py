@@ -554,6 +554,15 @@ def test_the_address_chooses_the_model(visit: Visit) -> None:
     assert visit.served.opened[-1] == (other, "auto")
 
 
+def test_the_empty_talk_is_that_of_the_model_in_the_address(visit: Visit) -> None:
+    welcome = visit.page.locator(".mm-welcome")
+    for name, regions in (("wordy", 0), ("boxes", 1)):
+        visit.page.goto(f"{visit.served.address}?model={name}")
+        sync_api.expect(visit.page.locator("#mm-head")).to_contain_text(name)
+        sync_api.expect(welcome).to_have_count(1)
+        sync_api.expect(welcome.filter(has_text="call it @1.")).to_have_count(regions)
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("large", "put them under weights/large"), ("nonsense", "There is no model")]
 )
