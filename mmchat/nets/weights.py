@@ -17,10 +17,12 @@ import logging
 import re
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -203,13 +205,16 @@ def _compute_device(places: Places) -> str:
     return gpus[0] if gpus else "cpu"
 
 
-def _ahead(coming: Sequence[Item]) -> Iterator[tuple[Item, torch.Tensor]]:
-    """Each item with its tensor, while a thread reads the next one: never more than two are underway."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(coming[0].read) if coming else None
-        for item, after in zip(coming, [*coming[1:], None], strict=True):
-            held = [waiting.result()]
-            waiting = pool.submit(after.read) if after is not None else None
+def _ahead(coming: Sequence[Item], readers: int = 2) -> Iterator[tuple[Item, torch.Tensor]]:
+    """Each item with its tensor, while threads read the next ones: most of the time goes into fresh pages, which two
+    threads get sooner than one. Never more than one tensor a reader is underway beside the one that is given.
+    """
+    with ThreadPoolExecutor(readers) as pool:
+        waiting = deque(pool.submit(item.read) for item in coming[:readers])
+        for item, after in zip_longest(coming, coming[readers:]):
+            held = [waiting.popleft().result()]
+            if after is not None:
+                waiting.append(pool.submit(after.read))
             yield item, held.pop()
 
 
@@ -358,7 +363,9 @@ class _Target:
     def _agree(self, name: str, tensor: torch.Tensor) -> None:
         """ValueError where another name brought the same parameter with other values."""
         twins = [twin for twin in self.twins[id(self.wanted[name])] if twin != name and twin in self.done]
-        placed = self.model.state_dict(keep_vars=True)[name] if twins else tensor
+        if not twins:
+            return
+        placed = self.model.state_dict(keep_vars=True)[name]
         if not placed.is_meta and not torch.equal(placed, tensor.to(placed.device)):
             raise ValueError(
                 f"{name} in {self.found[0].path} differs from {twins[0]}, which config.json says it is: "
