@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from mmchat.nets.files import read_json
+from mmchat.nets.vision import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET, CLIP = (IMAGENET_MEAN, IMAGENET_STD), (CLIP_MEAN, CLIP_STD)
 Colours = tuple[Sequence[float], Sequence[float]]  # mean and deviation of the three channels
 FILE = "preprocessor_config.json"
 LARGEST = 4096  # pixels: a side above this is no size that a detector was trained at

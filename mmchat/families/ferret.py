@@ -32,7 +32,7 @@ from mmchat.nets.bridges import LastLevel, projector
 from mmchat.nets.language import gemma, llama
 from mmchat.nets.model import Encoded, Model, Seen, as_map
 from mmchat.nets.sampler import RegionSampler
-from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
+from mmchat.nets.vision import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from mmchat.nets.weights import Part
 from mmchat.prompt import Mention, Piece, Slot, Task, Template, Turn
 from mmchat.templates import TEMPLATES
@@ -46,7 +46,6 @@ WINDOW = 5  # pixels on each side of a point that belong to it
 STROKE = 2 * WINDOW + 1  # width of a drawn line in pixels: the original takes what its brush has painted
 
 # What DINOv2 was trained with, and the shapes in tiles that v2's paper lists (across, down), with their transposes.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPES = ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 2), (2, 3))
 
 

@@ -24,12 +24,12 @@ from mmchat.geometry import Frame, Region
 from mmchat.nets import trace
 from mmchat.nets.model import Encoded, Model, PartLike, Seen
 from mmchat.nets.native import Speaker, unrepeated
+from mmchat.nets.vision import IMAGENET_MEAN, IMAGENET_STD
 from mmchat.nets.weights import Fold
 from mmchat.prompt import Piece, Task, Template
 from mmchat.templates import FLORENCE_2
 
 SIDE = 768  # pixels: no config names it
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MARKS = (  # what the published processor adds to BART's tokens, misspelling and all
     "<od>", "</od>", "<ocr>", "</ocr>", *(f"<loc_{step}>" for step in range(1000)), "<cap>", "</cap>", "<ncap>",
     "</ncap>", "<dcap>", "</dcap>", "<grounding>", "</grounding>", "<seg>", "</seg>", "<sep>", "<region_cap>",

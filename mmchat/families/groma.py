@@ -31,6 +31,7 @@ from mmchat.nets.openseed import corners
 from mmchat.nets.proposer import Proposed, Proposer
 from mmchat.nets.regions import nms
 from mmchat.nets.roi import RegionEncoder
+from mmchat.nets.vision import IMAGENET_MEAN, IMAGENET_STD
 from mmchat.nets.weights import Fold
 from mmchat.prompt import Piece, Slot, Task, Template, joined
 from mmchat.templates import TEMPLATES
@@ -42,7 +43,6 @@ MARKS = (
 )  # fmt: skip
 FIRST = MARKS.index("<r0>")
 SEEN_SIDE = 448  # pixels; the tower's own config names what it was trained with before
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PAIRS = ((0, 0), (1, 0), (0, 1), (1, 1))  # (row, column) of the four patches that become one vector, in their order
 
 TASKS = (

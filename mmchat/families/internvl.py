@@ -22,10 +22,10 @@ from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.nets.native import Speaker, Tower, tied
 from mmchat.nets.tiled import Tiled, shuffled
+from mmchat.nets.vision import IMAGENET_MEAN, IMAGENET_STD
 from mmchat.prompt import Piece, Task, Template
 from mmchat.tiled import Tiled as TiledFrame
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 MOST = 12  # tiles
 
 TASKS = (
@@ -69,7 +69,9 @@ def tiles(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def frame(config: Mapping[str, Any]) -> Frame:
     """The picture squashed onto the grid of squares whose shape is nearest, and as a whole."""
-    return TiledFrame(sizes(config).vision_config.image_size[0], mean=MEAN, std=STD, tiles=tiles(config))
+    return TiledFrame(
+        sizes(config).vision_config.image_size[0], mean=IMAGENET_MEAN, std=IMAGENET_STD, tiles=tiles(config)
+    )
 
 
 def build(config: Mapping[str, Any]) -> Tiled:

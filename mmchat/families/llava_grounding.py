@@ -30,7 +30,7 @@ from mmchat.nets.language import llama
 from mmchat.nets.model import Encoded, Located, Model, Seen, as_map
 from mmchat.nets.openseed import BASE, PixelDecoder, Predictor, PromptPredictor, corners, matched
 from mmchat.nets.swin import Swin
-from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD
+from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from mmchat.prompt import Mention, Piece, Slot, Task, Template, Turn
 from mmchat.templates import TEMPLATES
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 GREY = (128, 128, 128)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 1024
 CLICK = 0.006  # width and height of a point, in the padded square
 MARKS = ("<g_s>", "<g_e>", "<seg>")  # tokens behind the tokenizer's own, in this order
@@ -199,7 +198,7 @@ def frame(config: Mapping[str, Any]) -> TwoFrames:
     """Places refer to the whole picture, at the top left of a square."""
     eye = tower_sizes(sized(config))["image_size"]
     side = config.get("grounding_config", {}).get("image_size", SIDE)
-    return TwoFrames(side, "pad_end", GREY, MEAN, STD, "bilinear", eye=eye)
+    return TwoFrames(side, "pad_end", GREY, IMAGENET_MEAN, IMAGENET_STD, "bilinear", eye=eye)
 
 
 def build(config: Mapping[str, Any]) -> LlavaGrounding:

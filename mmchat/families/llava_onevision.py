@@ -27,9 +27,9 @@ from mmchat.geometry import Frame, Region
 from mmchat.layout import Views
 from mmchat.nets.anyres import Anyres
 from mmchat.nets.native import Speaker, tied
+from mmchat.nets.vision import HALF
 from mmchat.prompt import Piece, Slot, Task, Template
 
-HALF = (0.5, 0.5, 0.5)
 GREY = (127, 127, 127)
 DIGITS = 7  # to which the library rounds before it cuts padding off
 

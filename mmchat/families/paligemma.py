@@ -21,9 +21,9 @@ from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.nets.model import Model, PartLike
 from mmchat.nets.native import Speaker, Tower
+from mmchat.nets.vision import HALF
 from mmchat.prompt import Piece, Task, Template
 
-HALF = (0.5, 0.5, 0.5)
 SIGLIP = {"image_size": 224, "patch_size": 14}  # what a published config leaves out
 
 TASKS = (

@@ -20,9 +20,8 @@ from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.nets.native import NativeSize, Speaker
+from mmchat.nets.vision import HALF
 from mmchat.prompt import Piece, Task, Template
-
-HALF = (0.5, 0.5, 0.5)
 
 TASKS = (
     Task("free", "Ask freely"),

@@ -24,10 +24,10 @@ from mmchat.geometry import Frame, Region
 from mmchat.nets.model import Seen, SlotLike, Tokenize
 from mmchat.nets.native import Speaker, Tower, tied
 from mmchat.nets.tiled import Tiled
+from mmchat.nets.vision import HALF
 from mmchat.prompt import Piece, Slot, Task, Template, joined
 from mmchat.tiled import Tiled as TiledFrame
 
-HALF = (0.5, 0.5, 0.5)
 ACROSS = 4  # tiles along the longer side, in every published preprocessor_config.json
 AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmchat.dialect import Marks, Scene, home
 from mmchat.dialect.table import LLAVA_GROUNDING
-from mmchat.families.llava_grounding import FAMILY, GREY, MEAN, STD, LlavaGrounding, TwoFrames
+from mmchat.families.llava_grounding import FAMILY, GREY, LlavaGrounding, TwoFrames
 from mmchat.geometry import Box, Frame, outline
 from mmchat.golden import Case, Line, Outputs, texts
 from mmchat.golden.llava import MARK_ID, images, pixels
@@ -23,6 +23,7 @@ from mmchat.nets.language import llama
 from mmchat.nets.model import Seen
 from mmchat.nets.openseed import BASE, PixelDecoder, Predictor, corners, matched
 from mmchat.nets.swin import Swin
+from mmchat.nets.vision import IMAGENET_MEAN, IMAGENET_STD
 from mmchat.prompt import Slot
 from mmchat.templates import TEMPLATES
 
@@ -206,7 +207,7 @@ def preprocessed(case: Case, dtype: torch.dtype) -> Outputs:
     """
     config = case.config
     side, eye = config["size"], config["clip size"]
-    frame, out = TwoFrames(side, "pad_end", GREY, MEAN, STD, "bilinear", eye=eye), {}
+    frame, out = TwoFrames(side, "pad_end", GREY, IMAGENET_MEAN, IMAGENET_STD, "bilinear", eye=eye), {}
     for name, image in images(case).items():
         number = name.partition(".")[0]
         both = torch.from_numpy(frame.fit(image)[0])
