@@ -23,7 +23,7 @@ from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.nets import trace
 from mmchat.nets.model import Encoded, Model, PartLike, Seen
-from mmchat.nets.native import Speaker, unrepeated
+from mmchat.nets.native import Speaker, attending, unrepeated
 from mmchat.nets.vision import IMAGENET_MEAN, IMAGENET_STD
 from mmchat.nets.weights import Fold
 from mmchat.prompt import Piece, Task, Template
@@ -159,10 +159,7 @@ def sizes(config: Mapping[str, Any]) -> Florence2Config:
         eyes["max_position_embeddings"] = eyes["image_pos_embed"]["max_pos_embeddings"]
     known = Florence2Config().vision_config.to_dict()
     eyes = {key: value for key, value in eyes.items() if key in known and key != "model_type"}
-    made = Florence2Config(vision_config=eyes, text_config={"model_type": "bart", **config["text_config"]})
-    for part in (made, made.text_config, made.vision_config):
-        part._attn_implementation = "sdpa"
-    return made
+    return attending(Florence2Config(vision_config=eyes, text_config={"model_type": "bart", **config["text_config"]}))
 
 
 def frame(config: Mapping[str, Any]) -> Frame:

@@ -20,7 +20,7 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
-from mmchat.nets.native import Speaker, Tower, tied
+from mmchat.nets.native import Speaker, Tower, configured, tied
 from mmchat.nets.tiled import Tiled, shuffled
 from mmchat.nets.vision import IMAGENET_MEAN, IMAGENET_STD
 from mmchat.prompt import Piece, Task, Template
@@ -56,10 +56,7 @@ class Bridge(nn.Module):
 
 def sizes(config: Mapping[str, Any]) -> InternVLConfig:
     """The library's config of a published config.json."""
-    made = InternVLConfig(**{key: value for key, value in config.items() if key != "model_type"})
-    for part in (made, made.text_config, made.vision_config):
-        part._attn_implementation = "sdpa"
-    return made
+    return configured(InternVLConfig, config)
 
 
 def tiles(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.layout import Views
 from mmchat.nets.anyres import Anyres
-from mmchat.nets.native import Speaker, tied
+from mmchat.nets.native import Bridge, Speaker, configured, tied
 from mmchat.nets.vision import HALF
 from mmchat.prompt import Piece, Slot, Task, Template
 
@@ -64,22 +64,9 @@ class Tower(nn.Module):
         return (states,)
 
 
-class Bridge(nn.Module):
-    """The library's projector on the last level."""
-
-    def __init__(self, projector: nn.Module) -> None:
-        super().__init__()
-        self.projector = projector
-
-    def forward(self, levels: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self.projector(levels[-1])
-
-
 def sizes(config: Mapping[str, Any]) -> LlavaOnevisionConfig:
     """The library's config of a published config.json. ValueError for what no published one says."""
-    made = LlavaOnevisionConfig(**{key: value for key, value in config.items() if key != "model_type"})
-    for part in (made, made.text_config, made.vision_config):
-        part._attn_implementation = "sdpa"
+    made = configured(LlavaOnevisionConfig, config)
     if not isinstance(made.vision_feature_layer, int) or made.vision_feature_select_strategy != "full":
         raise ValueError("vision_feature_layer must be one number in config.json, and the select strategy full")
     if not re.fullmatch(r"anyres_max_\d+", made.vision_aspect_ratio):

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModel
 from transformers.models.paligemma.configuration_paligemma import PaliGemmaConfig
 from transformers.models.paligemma.modeling_paligemma import PaliGemmaMultiModalProjector
@@ -20,7 +19,7 @@ from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.nets.model import Model, PartLike
-from mmchat.nets.native import Speaker, Tower
+from mmchat.nets.native import Bridge, Speaker, Tower, configured
 from mmchat.nets.vision import HALF
 from mmchat.prompt import Piece, Task, Template
 
@@ -33,17 +32,6 @@ TASKS = (
     Task("segment", "Outline what I name", "segment {text}"),
     Task("raw", "Write the task myself"),
 )
-
-
-class Bridge(nn.Module):
-    """The library's projector on the last level."""
-
-    def __init__(self, projector: nn.Module) -> None:
-        super().__init__()
-        self.projector = projector
-
-    def forward(self, levels: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self.projector(levels[-1])
 
 
 class PaliGemma(Model):
@@ -64,10 +52,7 @@ class PaliGemma(Model):
 
 def sizes(config: Mapping[str, Any]) -> PaliGemmaConfig:
     """The library's config of a published config.json."""
-    made = PaliGemmaConfig(**{key: value for key, value in config.items() if key != "model_type"})
-    for part in (made, made.text_config, made.vision_config):
-        part._attn_implementation = "eager"  # Gemma 2 caps its scores, which the faster ways cannot
-    return made
+    return configured(PaliGemmaConfig, config, "eager")  # Gemma 2 caps its scores, which the faster ways cannot
 
 
 def frame(config: Mapping[str, Any]) -> Frame:

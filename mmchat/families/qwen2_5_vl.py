@@ -19,7 +19,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from mmchat.dialect import DIALECTS, Scene
 from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
-from mmchat.nets.native import NativeSize, Speaker
+from mmchat.nets.native import NativeSize, Speaker, configured
 from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
 from mmchat.prompt import Piece, Task, Template
 
@@ -34,10 +34,7 @@ TASKS = (
 
 def sizes(config: Mapping[str, Any]) -> Qwen2_5_VLConfig:
     """The library's config of a published config.json."""
-    made = Qwen2_5_VLConfig(**{key: value for key, value in config.items() if key != "model_type"})
-    for part in (made, made.text_config, made.vision_config):
-        part._attn_implementation = "sdpa"
-    return made
+    return configured(Qwen2_5_VLConfig, config)
 
 
 def frame(config: Mapping[str, Any]) -> Frame:

@@ -22,7 +22,7 @@ from mmchat.dialect import Marks, Scene
 from mmchat.family import Dialect, Family
 from mmchat.geometry import Frame, Region
 from mmchat.nets.model import Seen, SlotLike, Tokenize
-from mmchat.nets.native import Speaker, Tower, tied
+from mmchat.nets.native import Bridge, Speaker, Tower, configured, tied
 from mmchat.nets.tiled import Tiled
 from mmchat.nets.vision import HALF
 from mmchat.prompt import Piece, Slot, Task, Template, joined
@@ -47,18 +47,6 @@ class Spoken(Template):
             return text if role != "user" or shown else joined((" ", *text))
 
         return super().lay_out([(role, said(role, text)) for role, text in messages])
-
-
-class Bridge(nn.Module):
-    """The library's connector on the last level."""
-
-    def __init__(self, made: SmolVLMConfig) -> None:
-        super().__init__()
-        self.connector = SmolVLMConnector(made)
-
-    def forward(self, levels: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """levels [V, n * n, c] -> [V, cells, C]."""
-        return self.connector(levels[-1])
 
 
 class SmolVLM(Tiled):
@@ -102,10 +90,7 @@ def marks(across: int, down: int) -> list[str]:
 
 def sizes(config: Mapping[str, Any]) -> SmolVLMConfig:
     """The library's config of a published config.json."""
-    made = SmolVLMConfig(**{key: value for key, value in config.items() if key != "model_type"})
-    for part in (made, made.text_config, made.vision_config):
-        part._attn_implementation = "sdpa"
-    return made
+    return configured(SmolVLMConfig, config)
 
 
 def frame(config: Mapping[str, Any]) -> Frame:
@@ -123,7 +108,7 @@ def build(config: Mapping[str, Any]) -> SmolVLM:
     cells = (vision.image_size // vision.patch_size // made.scale_factor) ** 2
     across, down = (length // shown.side for length in shown.place((1, 1)).fitted)  # a square needs the most
     tower = Tower(SmolVLMVisionTransformer(vision))
-    return SmolVLM(language, tower, Bridge(made), shown.side, cells, across * down)
+    return SmolVLM(language, tower, Bridge(SmolVLMConnector(made)), shown.side, cells, across * down)
 
 
 def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
@@ -150,7 +135,7 @@ FAMILY = Family(
     mention=mention,
     keys=(
         (r"^model\.vision_model\.", "vision.tower."),
-        (r"^model\.connector\.", "bridge.connector."),
+        (r"^model\.connector\.", "bridge.projector."),
         (r"^model\.text_model\.", "language.model."),
         (r"^lm_head\.", "language.lm_head."),
     ),

@@ -7,7 +7,7 @@ features added on the way) is told here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,18 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mmchat.nets.model import Encoded, Model, PartLike, Seen, SlotLike
+
+
+def configured(kind: Callable[..., Any], config: Mapping[str, Any], attention: str = "sdpa") -> Any:
+    """The library's config of a published config.json: `kind` is its class."""
+    return attending(kind(**{key: value for key, value in config.items() if key != "model_type"}), attention)
+
+
+def attending(made: Any, attention: str = "sdpa") -> Any:
+    """A library's config of eyes and words, with the way in which all of it attends."""
+    for part in (made, made.text_config, made.vision_config):
+        part._attn_implementation = attention
+    return made
 
 
 def unrepeated(logits: torch.Tensor, row: Sequence[int], count: int) -> torch.Tensor:
@@ -80,6 +92,18 @@ class Tower(nn.Module):
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
         """pictures [N, 3, side, side] -> [N, patches, width]."""
         return (self.tower(pictures).last_hidden_state[:, self.skip :],)
+
+
+class Bridge(nn.Module):
+    """The library's projector on the last level."""
+
+    def __init__(self, projector: nn.Module) -> None:
+        super().__init__()
+        self.projector = projector
+
+    def forward(self, levels: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """levels [N, patches, c] -> [N, vectors, C]."""
+        return self.projector(levels[-1])
 
 
 class NativeSize(Model):
