@@ -101,7 +101,7 @@ def test_the_source_of_a_place_is_where_its_numbers_stood(name: str, raw: str) -
 
 def test_every_recorded_answer_of_the_mmfuser_evaluation_reads_as_recorded() -> None:
     for text, size, scale, padded, boxes, understood in json.loads(
-        (GOLDEN / "mmfuser" / "evaluation.json").read_text()
+        (Path(__file__).parent / "tables" / "mmfuser_evaluation.json").read_text()
     ):
         found = evaluated_boxes(text, tuple(size), scale, padded)
         assert len(found) == len(boxes), text

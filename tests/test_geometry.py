@@ -29,7 +29,7 @@ from mmchat.geometry import (
 )
 from mmchat.picture import narrowed
 
-GOLDEN = Path(__file__).parent / "golden" / "geometry"
+TABLES = Path(__file__).parent / "tables"
 SHAPES = [(12, 1), (6, 1), (4, 1), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (1, 2), (1, 4), (1, 6), (1, 12)]
 WAYS = ["squash", "pad", "pad_end", "crop", "native", "tiles"]
 
@@ -174,8 +174,8 @@ def test_a_picture_1_to_1000_is_fitted_without_growing() -> None:
 
 @pytest.mark.parametrize("case", ["preprocess_pad", "preprocess_plain"])
 def test_preprocessing_equals_the_recorded_clip_processor(case: str) -> None:
-    config = json.loads((GOLDEN / f"{case}.json").read_text())
-    tensors = np.load(GOLDEN / f"{case}.npz")
+    config = json.loads((TABLES / f"{case}.json").read_text())
+    tensors = np.load(TABLES / f"{case}.npz")
     frame = Frame(config["side"], config["way"], mean=tuple(config["mean"]), std=tuple(config["std"]))
     for number in range(config["pictures"]):
         values, _ = frame.fit(Image.fromarray(tensors[f"image_{number}"]))
