@@ -169,7 +169,8 @@ def narrowed(image: Image.Image, width: int, resample: int | None = None) -> Ima
     """The first of a resize's two passes: `width` columns, the rows as they are.
 
     It takes most of the time and each row goes by itself, so a large picture goes in bands, a thread each (PIL lets
-    other threads run meanwhile): with two cores half the time, the same pixels.
+    other threads run meanwhile): with two cores 0.6 of the time, the same pixels. The caller does a band itself: where
+    it only waits, two fresh threads are often put on the same core, and nothing is won.
     """
     if image.width == width:
         return image
@@ -187,6 +188,8 @@ def narrowed(image: Image.Image, width: int, resample: int | None = None) -> Ima
         part = image.crop((0, top, image.width, bottom))
         out.paste(part.resize((width, bottom - top), resample), (0, top))
 
-    with ThreadPoolExecutor(bands) as pool:
-        list(pool.map(one, edges[:-1], edges[1:]))
+    with ThreadPoolExecutor(bands - 1) as pool:
+        others = pool.map(one, edges[1:-1], edges[2:])
+        one(0, edges[1])
+        list(others)  # what went wrong in one is raised here
     return out
