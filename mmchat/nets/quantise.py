@@ -16,7 +16,7 @@ from torch import nn
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "nf4")
 QUANTISED = ("int8", "nf4")
-PIECE = 1 << 20  # weights that are quantised at once
+PIECE = 1 << 18  # weights that are quantised at once; 1 << 20 take as long and leave up to 200 MB of holes in the heap
 BLOCK = 64  # weights that share a scale in 4 bits
 STATE4 = "quant_state.bitsandbytes__nf4"  # the name, behind a weight's, under which its 4-bit numbers are saved
 PARTS = {  # names, behind a quantised layer's own, of what is saved beside its `weight`; the first tells the kind
@@ -82,7 +82,7 @@ def pack(model: nn.Module, path: str, weight: torch.Tensor, precision: str, dtyp
 
 
 def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Groups of rows of about a million numbers: what quantising takes beside the weight is many times its piece."""
+    """Groups of rows of about PIECE numbers: what quantising takes beside the weight is many times its piece."""
     return weight.split(max(1, PIECE // weight.shape[1]))
 
 
