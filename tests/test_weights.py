@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -670,3 +671,19 @@ def test_quantising_in_pieces_gives_what_quantising_at_once_does(monkeypatch, pr
     assert list(mine) == list(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
     x = torch.randn(3, 192, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert torch.equal(model.eval()(x), whole.eval()(x))
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_numbers_that_are_none_are_found_in_every_type(kind: str) -> None:
+    dtype = getattr(torch, kind)
+    largest = torch.finfo(dtype).max
+    fine = torch.tensor([0.0, -0.0, largest, -largest, 1.0, -1.0] * 50_000, dtype=torch.float64).to(dtype)
+    assert weights.finite(fine)
+    assert weights.finite(fine.reshape(2, -1).T)
+    assert weights.finite(fine[2])
+    assert weights.finite(fine[:0])
+    for number in [math.nan, *([] if kind == "float8_e4m3fn" else [math.inf, -math.inf])]:  # that type has no infinity
+        for place in (0, 262_144, len(fine) - 1):
+            broken = fine.clone()
+            broken[place] = torch.tensor(number, dtype=torch.float64).to(dtype)
+            assert not weights.finite(broken), (number, place)

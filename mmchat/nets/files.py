@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 LARGE = 1 << 20  # bytes from which a tensor gets pages of its own
+PIECE = 1 << 20  # bytes read at once: they are still in the cache when they are summed up
 SAFE = ".safetensors"
 PICKLES = (".bin", ".pth", ".pt", ".pth.tar")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -203,14 +204,17 @@ def _read(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype, c
     """A tensor from the bytes of a file; ValueError where they end early or are not those of the sum `crc`."""
     memory = pages(math.prod(shape) * dtype.itemsize)
     room = memoryview(memory.numpy())
+    summed = 0
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         while room:
-            count = file.readinto(room)
+            count = file.readinto(room[:PIECE])
             if not count:
                 raise damaged(path)
+            if crc is not None:
+                summed = zlib.crc32(room[:count], summed)
             room = room[count:]
-    if crc is not None and zlib.crc32(memory.numpy()) != crc:
+    if crc is not None and summed != crc:
         raise damaged(path)
     return memory.view(dtype).reshape(shape)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -56,6 +57,7 @@ __all__ = (
 
 State = dict[str, torch.Tensor]
 Progress = Callable[[int, int], None]  # (bytes read, bytes to read)
+PIECE = 1 << 18  # numbers looked at together: what is made of them stays in the cache
 Places = Mapping[str, "int | str"]  # module path -> "cpu", "disk" or a GPU, as accelerate writes its device maps
 
 
@@ -218,6 +220,22 @@ def _ahead(coming: Sequence[Item], readers: int = 2) -> Iterator[tuple[Item, tor
             yield item, held.pop()
 
 
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are, told by their bits: without the sign, those of infinity and NaN are the greatest of all.
+
+    In one thread: torch's own would wake its others for each tensor, and these take the cores from the readers (of
+    loading 1.3 GB a third of the time).
+    """
+    size = tensor.dtype.itemsize
+    largest = torch.tensor([torch.finfo(tensor.dtype).max], dtype=tensor.dtype).view(torch.uint8).numpy()
+    largest = largest.view(f"u{size}")[0]
+    bits = tensor.flatten().view(torch.uint8).numpy().view(f"u{size}")
+    unsigned = bits.dtype.type((1 << (8 * size - 1)) - 1)
+    room = np.empty(min(len(bits), PIECE), bits.dtype)
+    pieces = (bits[start : start + PIECE] for start in range(0, len(bits), PIECE))
+    return all(np.bitwise_and(piece, unsigned, out=room[: len(piece)]).max() <= largest for piece in pieces)
+
+
 def _split(known: Sequence[Item], fold: Callable[[State], State] | None) -> tuple[list[Item], list[Item]]:
     """(what goes through the fold, what goes past it)."""
     if fold is None:
@@ -345,7 +363,7 @@ class _Target:
             self.wrong.append((name, tuple(tensor.shape), self.shapes[name]))
             self.done.add(name)
             return
-        if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
+        if tensor.is_floating_point() and not finite(tensor):
             where = self.found[0].path
             raise ValueError(f"{name} in {where} holds numbers that are none (NaN or infinite): download it again.")
         device = self.device(name)
