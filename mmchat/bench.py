@@ -165,7 +165,7 @@ def read() -> Iterator[tuple[str, bool]]:
     yield line, min(spent) <= MOST_OF_IMPORTING
 
 
-def in_turn(*works: Callable[[], Any], times: int = 5) -> list[float]:
+def in_turn(*works: Callable[[], Any], times: int = 15) -> list[float]:
     """The median seconds of each of some works, run by turns; the first round of all is not counted."""
     taken: list[list[float]] = [[] for _ in works]
     for number in range(times + 1):
@@ -267,7 +267,8 @@ def switched(first: str, second: str, precision: str) -> dict[str, list[int]]:
 
 def loaded(folder: str, precision: str) -> dict[str, float]:
     """Seconds and peak bytes of loading a large checkpoint, bytes that the model then holds, seconds of reading its
-    files; medians of five of each in turn.
+    files; medians of fifteen of each in turn, as a virtual machine's fresh memory comes erratically, up to a second
+    more (of three where it is quantised: that time has no bound).
     """
     from mmchat import family
     from mmchat.nets import quantise, weights
@@ -277,7 +278,7 @@ def loaded(folder: str, precision: str) -> dict[str, float]:
     paths = weights.shards(Path(folder))
     told: dict[str, float] = {"files": sum(path.stat().st_size for path in paths), "peak": 0, "size": 0}
     reading, seconds = [], []
-    for _ in range(5):
+    for _ in range(3 if precision in quantise.QUANTISED else 15):
         began = time.perf_counter()
         kept = [path.read_bytes() for path in paths]  # kept as a model keeps them: both need as many fresh pages
         reading.append(time.perf_counter() - began)
