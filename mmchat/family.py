@@ -34,7 +34,8 @@ class Dialect(Protocol):
 class Family:
     """One family as data. `frame(config)` and `build(config)` take the checkpoint's own config.json as a dict.
 
-    `mention(number, region, dialect, scene)` gives the pieces that stand where the user wrote @number.
+    `mention(number, region, dialect, scene)` gives the pieces that stand where the user wrote @number; `as_box`,
+    `as_drawn` and `as_number` are such.
     `keys` are ordered (regular expression, replacement) pairs from published parameter names to ours; `drop`
     patterns name what a checkpoint may hold beyond the model; `fold(state)` joins tensors where two become one; `parts`
     are the other folders that it needs (`nets.weights.Part`). `clip(config, clip)` makes of a video or a sound, where
@@ -71,6 +72,21 @@ class Family:
     def reading(self, task: str | None) -> Dialect:
         """The dialect of a task's answers."""
         return self.dialects.get(task or "", self.dialect)
+
+
+def as_box(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
+    """The region's box, whatever was drawn, as the dialect writes it."""
+    return (dialect.write((region.box,), None, scene),)
+
+
+def as_drawn(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
+    """A drawn point as a point, everything else as its box, as the dialect writes them."""
+    return (dialect.write(region.points[:1] if region.kind == "point" else (region.box,), None, scene),)
+
+
+def as_number(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
+    """@number, as the user wrote it: for a model that reads nothing as a region."""
+    return (f"@{number}",)
 
 
 @dataclass(frozen=True)

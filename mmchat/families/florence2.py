@@ -18,15 +18,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.florence2.configuration_florence2 import Florence2Config
 from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
 
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, as_box
+from mmchat.geometry import Frame
 from mmchat.nets import trace
 from mmchat.nets.model import Encoded, Model, PartLike, Seen
 from mmchat.nets.native import Speaker, attending, unrepeated
 from mmchat.nets.vision import IMAGENET_MEAN, IMAGENET_STD
 from mmchat.nets.weights import Fold
-from mmchat.prompt import Piece, Task, Template
+from mmchat.prompt import Task, Template
 from mmchat.templates import FLORENCE_2
 
 SIDE = 768  # pixels: no config names it
@@ -176,11 +176,6 @@ def build(config: Mapping[str, Any]) -> Florence2:
     return Florence2(made, [start] if first is None else [start, first], rules.get("no_repeat_ngram_size") or 0)
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """The four marks of the region."""
-    return (dialect.write((region.box,), None, scene),)
-
-
 def turned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The authors' projection as a linear layer's weight: they multiply from the other side."""
     return {"bridge.image_projection.weight": state["bridge.image_projection.columns"].T.contiguous()} if state else {}
@@ -199,7 +194,7 @@ FAMILY = Family(
     },
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_box,
     keys=(
         (r"^model\.vision_tower\.", "vision."),
         (r"^model\.multi_modal_projector\.", "bridge."),

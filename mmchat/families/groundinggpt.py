@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from mmchat.clip import Clip, evenly
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family, Footage
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, Footage, as_box
+from mmchat.geometry import Frame
 from mmchat.layout import DROP, tower, tower_sizes
 from mmchat.nets import imagebind
 from mmchat.nets.bridges import LastLevel, projector
@@ -31,7 +31,7 @@ from mmchat.nets.language import llama
 from mmchat.nets.model import Encoded, Model
 from mmchat.nets.qformer import QFormer
 from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
-from mmchat.prompt import Piece, Task
+from mmchat.prompt import Task
 from mmchat.templates import TEMPLATES
 
 MARKS = tuple(f"<{kind}_{mark}>" for kind in ("im", "vi", "so") for mark in ("patch", "start", "end"))
@@ -169,11 +169,6 @@ def build(config: Mapping[str, Any]) -> GroundingGPT:
     return GroundingGPT(config)
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """The region's box in the square that the model sees, three decimals. No code of the original does this."""
-    return (dialect.write((region.box,), None, scene),)
-
-
 WATCHING = r"visual_encoder|ln_vision|query_tokens|Qformer|video_frame_position_embedding|video_query_tokens"
 
 FAMILY = Family(
@@ -189,7 +184,7 @@ FAMILY = Family(
     dialect=DIALECTS["groundinggpt"],
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_box,  # no code of the original writes a region
     clip=clip,
     takes=frozenset({"box", "video", "sound"}),
     marks=MARKS,

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmchat.dialect import Scene
 from mmchat.dialect.table import HONEYBEE
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.family import Family, as_box
+from mmchat.geometry import Frame
 from mmchat.nets.abstractors import CAbstractor, DAbstractor, MLPProjector
 from mmchat.nets.deform import attended_map
 from mmchat.nets.language import llama
@@ -25,7 +24,7 @@ from mmchat.nets.model import Encoded, Model, as_map, is_square
 from mmchat.nets.resampler import Resampler
 from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD, ClipTower
 from mmchat.nets.weights import Fold
-from mmchat.prompt import Piece, Task
+from mmchat.prompt import Task
 from mmchat.templates import TEMPLATES
 
 KEYS = (
@@ -134,11 +133,6 @@ def without_class_row(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     }
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """The region's box as the training texts write it: three decimals, in the unit square of the picture."""
-    return (dialect.write((region.box,), None, scene),)
-
-
 # In its texts roles and words are tokenized apart, and an answer ends with the token that ends a text.
 _TALK = replace(TEMPLATES["honeybee_polite"], assistant="\nAI: {text}</s>", cuts=("\nAI: ", "\nHuman: "), tasks=TASKS)
 
@@ -151,7 +145,7 @@ FAMILY = Family(
     dialect=HONEYBEE,
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_box,  # three decimals, as the training texts write it
     keys=KEYS,
     drop=DROP,
     fold=Fold((r"^bridge\.pos_emb$",), without_class_row),

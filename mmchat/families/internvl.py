@@ -17,13 +17,13 @@ from transformers import AutoModel
 from transformers.models.internvl.configuration_internvl import InternVLConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLVisionModel
 
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, as_box
+from mmchat.geometry import Frame
 from mmchat.nets.native import Speaker, Tower, configured, tied
 from mmchat.nets.tiled import Tiled, shuffled
 from mmchat.nets.vision import IMAGENET_MEAN, IMAGENET_STD
-from mmchat.prompt import Piece, Task, Template
+from mmchat.prompt import Task, Template
 from mmchat.tiled import Tiled as TiledFrame
 
 MOST = 12  # tiles
@@ -80,11 +80,6 @@ def build(config: Mapping[str, Any]) -> Tiled:
     return Tiled(language, Tower(InternVLVisionModel(vision), 1), Bridge(made), side, cells, tiles(config)[1])
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """<box>[[x0, y0, x1, y1]]</box>, in thousandths of width and height."""
-    return (dialect.write((region.box,), None, scene),)
-
-
 FAMILY = Family(
     name="internvl",
     title="InternVL 3",
@@ -101,7 +96,7 @@ FAMILY = Family(
     dialect=DIALECTS["internvl"],
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_box,  # <box>[[x0, y0, x1, y1]]</box>, in thousandths
     keys=(
         (r"^(?:model\.)?vision_tower\.", "vision.tower."),
         (r"^(?:model\.)?multi_modal_projector\.", "bridge.projector."),

@@ -24,9 +24,9 @@ from transformers.models.kosmos2.modeling_kosmos2 import (
     Kosmos2TextSinusoidalPositionalEmbedding,
 )
 
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, as_box
+from mmchat.geometry import Frame
 from mmchat.nets.model import Encoded, Model, PartLike, as_map
 from mmchat.nets.native import unrepeated
 from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD, ClipTower
@@ -184,11 +184,6 @@ def build(config: Mapping[str, Any]) -> Kosmos2:
     return model
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """The region's two cells inside the marks of a thing."""
-    return (dialect.write((region.box,), None, scene),)
-
-
 _BASE = replace(TEMPLATES["kosmos2"], assistant="{text}", tasks=TASKS, stop=("</s>",))
 
 FAMILY = Family(
@@ -199,7 +194,7 @@ FAMILY = Family(
     dialect=DIALECTS["kosmos2"],
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_box,  # its two cells inside the marks of a thing
     keys=(
         (r"^vision_model\.model\.", "vision."),
         (r"^image_to_text_projection\.", "bridge.image_to_text_projection."),

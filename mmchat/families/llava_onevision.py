@@ -21,9 +21,9 @@ from transformers import AutoModel
 from transformers.models.llava_onevision.configuration_llava_onevision import LlavaOnevisionConfig
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
-from mmchat.dialect import Marks, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import Marks
+from mmchat.family import Family, as_number
+from mmchat.geometry import Frame
 from mmchat.layout import Views
 from mmchat.nets.anyres import Anyres
 from mmchat.nets.native import Bridge, Speaker, configured, tied
@@ -99,11 +99,6 @@ def build(config: Mapping[str, Any]) -> Anyres:
     return Anyres(language, vision, bridge, made.text_config.hidden_size, offered(made), "spatial_unpad", most)
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """Nothing that is known to be read stands for a region: its number, as the user wrote it."""
-    return (f"@{number}",)
-
-
 FAMILY = Family(
     name="llava_onevision",
     title="LLaVA-OneVision",
@@ -120,7 +115,7 @@ FAMILY = Family(
     dialect=Marks("llava_onevision", (), silent=("<|im_end|>",), example="a cup"),
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_number,  # nothing that is known to be read stands for a region
     keys=(
         (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision.tower."),
         (r"^(?:model\.)?multi_modal_projector\.", "bridge.projector."),

@@ -25,15 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, as_box
+from mmchat.geometry import Frame
 from mmchat.nets.eva import STORED, VIT_G, EvaTower
 from mmchat.nets.language import llama
 from mmchat.nets.model import Encoded, Model, as_map
 from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
 from mmchat.nets.weights import Fold, Part
-from mmchat.prompt import Piece, Task
+from mmchat.prompt import Task
 from mmchat.templates import TEMPLATES
 
 JOIN = 4  # tokens that become one vector: neighbours in a row, not a square
@@ -105,11 +105,6 @@ def build(config: Mapping[str, Any]) -> MiniGPTv2:
     return MiniGPTv2(llama(sizes), tower, Joined(tower.width, sizes["hidden_size"]))
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """The region's box in whole hundredths, as answers hold it."""
-    return (dialect.write((region.box,), None, scene),)
-
-
 def with_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The norm of the picture, which a published file lacks: one and zero."""
     width = state["bridge.llama_proj.weight"].shape[1] // JOIN
@@ -124,7 +119,7 @@ FAMILY = Family(
     dialect=DIALECTS["minigpt_v2"],
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_box,  # in whole hundredths, as answers hold it
     keys=(
         (r"^visual_encoder\.(.*)attn\.relative_position", r"vision.\1attn.relative.relative_position"),
         (r"^visual_encoder\.", "vision."),

@@ -15,13 +15,13 @@ from transformers import AutoModel
 from transformers.models.paligemma.configuration_paligemma import PaliGemmaConfig
 from transformers.models.paligemma.modeling_paligemma import PaliGemmaMultiModalProjector
 
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, as_box
+from mmchat.geometry import Frame
 from mmchat.nets.model import Model, PartLike
 from mmchat.nets.native import Bridge, Speaker, Tower, configured
 from mmchat.nets.vision import HALF
-from mmchat.prompt import Piece, Task, Template
+from mmchat.prompt import Task, Template
 
 SIGLIP = {"image_size": 224, "patch_size": 14}  # what a published config leaves out
 
@@ -71,11 +71,6 @@ def build(config: Mapping[str, Any]) -> PaliGemma:
     )
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """The four marks of the region."""
-    return (dialect.write((region.box,), None, scene),)
-
-
 FAMILY = Family(
     name="paligemma",
     title="PaliGemma",
@@ -84,7 +79,7 @@ FAMILY = Family(
     dialect=DIALECTS["paligemma"],
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_box,
     keys=(
         (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision.tower."),
         (r"^(?:model\.)?multi_modal_projector\.", "bridge.projector."),

@@ -16,12 +16,12 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLTextModel,
 )
 
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, as_drawn
+from mmchat.geometry import Frame
 from mmchat.nets.native import NativeSize, Speaker, configured
 from mmchat.nets.vision import CLIP_MEAN, CLIP_STD
-from mmchat.prompt import Piece, Task, Template
+from mmchat.prompt import Task, Template
 
 TASKS = (
     Task("free", "Ask freely"),
@@ -53,12 +53,6 @@ def build(config: Mapping[str, Any]) -> NativeSize:
     return NativeSize(language, Qwen2_5_VisionTransformerPretrainedModel(made.vision_config))
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """A drawn point as [x, y], everything else as [x0, y0, x1, y1], in pixels of the picture as the model sees it."""
-    places = region.points[:1] if region.kind == "point" else (region.box,)
-    return (dialect.write(places, None, scene),)
-
-
 FAMILY = Family(
     name="qwen2_5_vl",
     title="Qwen2.5-VL",
@@ -75,7 +69,7 @@ FAMILY = Family(
     dialect=DIALECTS["qwen2_5_vl"],
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_drawn,  # in pixels of the picture as the model sees it
     keys=(
         (r"^(?:model\.)?visual\.", "vision."),
         (r"^model\.language_model\.", "language.model."),

@@ -16,12 +16,12 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionModel,
 )
 
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, as_drawn
+from mmchat.geometry import Frame
 from mmchat.nets.native import NativeSize, Speaker, configured
 from mmchat.nets.vision import HALF
-from mmchat.prompt import Piece, Task, Template
+from mmchat.prompt import Task, Template
 
 TASKS = (
     Task("free", "Ask freely"),
@@ -53,12 +53,6 @@ def build(config: Mapping[str, Any]) -> NativeSize:
     return NativeSize(language, Qwen3VLVisionModel(made.vision_config), deep=True)
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """A drawn point as [x, y], everything else as [x0, y0, x1, y1], in thousandths of width and height."""
-    places = region.points[:1] if region.kind == "point" else (region.box,)
-    return (dialect.write(places, None, scene),)
-
-
 FAMILY = Family(
     name="qwen3_vl",
     title="Qwen3-VL",
@@ -75,7 +69,7 @@ FAMILY = Family(
     dialect=DIALECTS["qwen3_vl"],
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_drawn,  # in thousandths of width and height
     keys=(
         (r"^(?:model\.)?visual\.", "vision."),
         (r"^model\.language_model\.", "language.model."),

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mmchat.dialect import DIALECTS, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import DIALECTS
+from mmchat.family import Family, as_drawn
+from mmchat.geometry import Frame
 from mmchat.layout import DROP, KEYS, tower, tower_sizes
 from mmchat.nets.bridges import LastLevel, projector
 from mmchat.nets.language import llama
 from mmchat.nets.model import Model
 from mmchat.nets.vision import CLIP_LARGE, CLIP_MEAN, CLIP_STD
 from mmchat.nets.weights import Part
-from mmchat.prompt import Piece, Task
+from mmchat.prompt import Task
 from mmchat.templates import TEMPLATES
 
 WHITE = (255, 255, 255)
@@ -77,12 +77,6 @@ def build(config: Mapping[str, Any]) -> Model:
     return Model(llama(config), tower(sized(config)), bridge)
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """A drawn point as [x,y], everything else as its box, three decimals each."""
-    places = region.points[:1] if region.kind == "point" else (region.box,)
-    return (dialect.write(places, None, scene),)
-
-
 FAMILY = Family(
     name="shikra",
     title="Shikra",
@@ -91,7 +85,7 @@ FAMILY = Family(
     dialect=DIALECTS["shikra"],
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_drawn,  # three decimals each
     keys=KEYS,
     drop=DROP,
     parts=(Part("base_model", "original LLaMA", usual="llama-7b-hf", way="delta", alone=(r"^bridge\.", r"^vision\.")),),

@@ -18,9 +18,9 @@ from transformers import AutoModel
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector, SmolVLMVisionTransformer
 
-from mmchat.dialect import Marks, Scene
-from mmchat.family import Dialect, Family
-from mmchat.geometry import Frame, Region
+from mmchat.dialect import Marks
+from mmchat.family import Family, as_number
+from mmchat.geometry import Frame
 from mmchat.nets.model import Seen, SlotLike, Tokenize
 from mmchat.nets.native import Bridge, Speaker, Tower, configured, tied
 from mmchat.nets.tiled import Tiled
@@ -111,11 +111,6 @@ def build(config: Mapping[str, Any]) -> SmolVLM:
     return SmolVLM(language, tower, Bridge(SmolVLMConnector(made)), shown.side, cells, across * down)
 
 
-def mention(number: int, region: Region, dialect: Dialect, scene: Scene) -> tuple[Piece, ...]:
-    """Nothing that it was trained to read stands for a region: its number, as the user wrote it."""
-    return (f"@{number}",)
-
-
 FAMILY = Family(
     name="smolvlm",
     title="SmolVLM2",
@@ -132,7 +127,7 @@ FAMILY = Family(
     dialect=Marks("smolvlm", (), silent=("<end_of_utterance>",), example="a cup"),
     frame=frame,
     build=build,
-    mention=mention,
+    mention=as_number,  # nothing that it was trained to read stands for a region
     keys=(
         (r"^model\.vision_model\.", "vision.tower."),
         (r"^model\.connector\.", "bridge.projector."),
