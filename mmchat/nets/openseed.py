@@ -83,10 +83,7 @@ class Encoder(nn.Module):
                 for (height, width), embed in zip(shapes, self.level_embed, strict=True)
             ]
         )[None]
-        points = torch.cat([centres(height, width, x.device) for height, width in shapes], 1)
-        reference = points.expand(-1, -1, len(shapes), -1)
-        for layer in self.encoder.layers:
-            x = layer(x, position, reference, shapes)
+        x = looked_around(self.encoder.layers, x, position, shapes)
         parts = x.split([height * width for height, width in shapes], 1)
         return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -282,6 +279,15 @@ def corners(boxes: torch.Tensor) -> torch.Tensor:
 def flat(levels: Sequence[torch.Tensor]) -> torch.Tensor:
     """Maps [N, C, h, w] end to end: [N, S, C]."""
     return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
+
+
+def looked_around(layers: nn.ModuleList, x: torch.Tensor, position: torch.Tensor, shapes: Shapes) -> torch.Tensor:
+    """Places [N, S, C] of all levels after an encoder's layers; position [1, S, C]."""
+    points = torch.cat([centres(height, width, x.device) for height, width in shapes], 1)
+    reference = points.expand(-1, -1, len(shapes), -1)
+    for layer in layers:
+        x = layer(x, position, reference, shapes)
+    return x
 
 
 def logit(x: torch.Tensor) -> torch.Tensor:

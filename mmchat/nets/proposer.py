@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmchat.nets.deform import MSDeformAttn, Shapes, centres
-from mmchat.nets.openseed import Layers, flat, logit, proposals, sines
+from mmchat.nets.deform import MSDeformAttn, Shapes
+from mmchat.nets.openseed import Layers, flat, logit, looked_around, proposals, sines
 
 DEFAULTS: Mapping[str, Any] = {
     "d_model": 256, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 8,
@@ -208,11 +208,7 @@ class Proposer(nn.Module):
                 for (height, width), embed in zip(shapes, self.level_embed, strict=True)
             ]
         )[None]
-        points = torch.cat([centres(height, width, x.device) for height, width in shapes], 1)
-        reference = points.expand(-1, -1, len(shapes), -1)
-        for layer in self.encoder.layers:
-            x = layer(x, position, reference, shapes)
-        return x
+        return looked_around(self.encoder.layers, x, position, shapes)
 
 
 def positions(height: int, width: int, channels: int, device: torch.device) -> torch.Tensor:
