@@ -6,13 +6,14 @@ from copy import deepcopy
 from dataclasses import replace
 
 import dwarfs
+import independent
 import keylists
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tokenizers import decoders
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+from transformers import LlavaNextForConditionalGeneration
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from mmchat.desk import Ask, Desk, Limits, Turn
@@ -80,32 +81,10 @@ def opened(tmp_path_factory):
 @pytest.fixture(scope="module")
 def theirs(opened) -> LlavaNextForConditionalGeneration:
     """The other model with our weights: every one of them, by name. Its sizes are (height, width)."""
-    sizes, state = {**FAMILY.dwarf, **ANYRES}, opened().engine.model.state_dict()
-    text = {key: sizes[key] for key in (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
-    )}  # fmt: skip
-    config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**sizes["vision_config"]),
-        text_config=LlamaConfig(**text),
-        image_token_index=MARK,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        tie_word_embeddings=False,
-        image_grid_pinpoints=[[height, width] for width, height in SIZES],
-    )
-    made = LlavaNextForConditionalGeneration(config).eval()
-    given = {}
-    for name in made.state_dict():
-        for *starts, put in LAYERS:
-            start = next((one for one in starts if one and name.startswith(one)), None)
-            if start is not None:
-                given[name] = state.pop(put + name.removeprefix(start))
-                break
-    assert not state
-    made.load_state_dict(given)
-    return made
+    state = opened().engine.model.state_dict()
+    points = [[height, width] for width, height in SIZES]
+    kind, sizes = LlavaNextForConditionalGeneration, {**FAMILY.dwarf, **ANYRES}
+    return independent.llava(kind, sizes, state, LAYERS, MARK, image_grid_pinpoints=points)
 
 
 def processed(*images: Image.Image) -> dict[str, torch.Tensor]:

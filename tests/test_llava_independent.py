@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dwarfs
+import independent
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from mmchat.families.llava import FAMILY
 from mmchat.nets.model import Model
@@ -24,31 +25,8 @@ LAYERS = (
 @pytest.fixture(scope="module")
 def pair() -> tuple[Model, LlavaForConditionalGeneration]:
     """Our dwarf, and the other model with its weights: every one of them, by name."""
-    ours, sizes = dwarfs.build(FAMILY), FAMILY.dwarf
-    text = {key: sizes[key] for key in (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
-    )}  # fmt: skip
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes["vision_config"]),
-        text_config=LlamaConfig(**text),
-        image_token_index=MARK,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        tie_word_embeddings=False,
-    )
-    theirs = LlavaForConditionalGeneration(config).eval()
-    state, given = ours.state_dict(), {}
-    for name in theirs.state_dict():
-        for *starts, put in LAYERS:
-            start = next((one for one in starts if one and name.startswith(one)), None)
-            if start is not None:
-                given[name] = state.pop(put + name.removeprefix(start))
-                break
-    assert not state
-    theirs.load_state_dict(given)
-    return ours, theirs
+    ours = dwarfs.build(FAMILY)
+    return ours, independent.llava(LlavaForConditionalGeneration, FAMILY.dwarf, ours.state_dict(), LAYERS, MARK)
 
 
 def spliced(model: Model, row: list[int], pixels: torch.Tensor) -> torch.Tensor:
