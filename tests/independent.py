@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedModel
 
 TEXT = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
 )  # fmt: skip
+
+
+def made(kind: type[PreTrainedModel], config: Mapping[str, Any]) -> Any:
+    """transformers' model of a published config.json."""
+    return kind(kind.config_class(**{key: value for key, value in config.items() if key != "model_type"}))
+
+
+def save(model: Any, folder: Path, tokenizer: Tokenizer, settings: Mapping[str, Any], **more: Any) -> None:
+    """The checkpoint as transformers writes it, with a tokenizer and its settings."""
+    model.save_pretrained(folder, **more)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def llava(
@@ -36,13 +51,13 @@ def llava(
         tie_word_embeddings=False,
         **more,
     )
-    made, left, given = kind(config).eval(), dict(state), {}
-    for name in made.state_dict():
+    theirs, left, given = kind(config).eval(), dict(state), {}
+    for name in theirs.state_dict():
         for *starts, put in layers:
             start = next((one for one in starts if one and name.startswith(one)), None)
             if start is not None:
                 given[name] = left.pop(put + name.removeprefix(start))
                 break
     assert not left
-    made.load_state_dict(given)
-    return made
+    theirs.load_state_dict(given)
+    return theirs

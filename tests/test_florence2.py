@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dwarfs
+import independent
 import numpy as np
 import pytest
 import torch
@@ -89,8 +90,7 @@ def published(large: bool) -> dict[str, Any]:
 def theirs() -> Any:
     """The library's dwarf with weights large enough that every part changes what comes out."""
     torch.manual_seed(0)
-    kind = Florence2ForConditionalGeneration
-    model = kind(kind.config_class(**{key: value for key, value in FAMILY.dwarf.items() if key != "model_type"}))
+    model = independent.made(Florence2ForConditionalGeneration, FAMILY.dwarf)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.8 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 from typing import Any
 
 import dwarfs
+import independent
 import pytest
 import torch
 from PIL import Image
@@ -48,17 +48,14 @@ def tokenizer() -> Tokenizer:
 
 def save(model: Any, folder: Any, **more: Any) -> None:
     """The checkpoint as the library writes it, with a tokenizer of bytes and marks."""
-    model.save_pretrained(folder, **more)
-    tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "add_bos_token": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    independent.save(model, folder, tokenizer(), settings, **more)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The library's model, and the desk with ours from its folder."""
-    kind = InternVLForConditionalGeneration
-    theirs = filled(kind(kind.config_class(**{key: one for key, one in CONFIG.items() if key != "model_type"})))
+    theirs = filled(independent.made(InternVLForConditionalGeneration, CONFIG))
     folder = tmp_path_factory.mktemp("internvl")
     save(theirs, folder)
     return theirs, Desk(LocalEngine.open(folder, FAMILY, "fp32", "cpu"))

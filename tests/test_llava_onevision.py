@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import independent
 import numpy as np
 import pytest
 import torch
@@ -45,8 +46,7 @@ def both(request, tmp_path_factory):
     words = {**FAMILY.dwarf["text_config"], "vocab_size": 264, "bos_token_id": 256, "eos_token_id": 260}
     config = {**FAMILY.dwarf, "text_config": words, "image_token_index": IMAGE, "video_token_index": 261}
     config["vision_aspect_ratio"] = request.param
-    kind = LlavaOnevisionForConditionalGeneration
-    theirs = kind(kind.config_class(**{key: value for key, value in config.items() if key != "model_type"})).eval()
+    theirs = independent.made(LlavaOnevisionForConditionalGeneration, config).eval()
     torch.manual_seed(0)
     for name, parameter in theirs.named_parameters():
         if not name.endswith("norm.weight"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import dwarfs
+import independent
 import numpy as np
 import pytest
 import torch
@@ -65,10 +65,8 @@ def plain_tokenizer() -> Tokenizer:
 
 def save(model: Any, folder: Any) -> None:
     """The checkpoint as the library writes it, with a tokenizer of bytes and marks."""
-    model.save_pretrained(folder)
-    plain_tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "add_bos_token": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    independent.save(model, folder, plain_tokenizer(), settings)
 
 
 @pytest.fixture(scope="module", params=sorted(LIBRARYS))

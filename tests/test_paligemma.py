@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import independent
 import numpy as np
 import pytest
 import torch
@@ -30,9 +31,8 @@ def both(request, tmp_path_factory):
     words = {**FAMILY.dwarf["text_config"], "model_type": request.param, "vocab_size": 264}
     if request.param == "gemma":  # the first one keeps no window
         del words["sliding_window"]
-    kind = PaliGemmaForConditionalGeneration
     config = {**FAMILY.dwarf, "text_config": words, "image_token_index": IMAGE, "vocab_size": 264, "eos_token_id": 257}
-    theirs = kind(kind.config_class(**{key: value for key, value in config.items() if key != "model_type"})).eval()
+    theirs = independent.made(PaliGemmaForConditionalGeneration, config).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.8 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.1)
     folder = tmp_path_factory.mktemp(request.param)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import dwarfs
+import independent
 import pytest
 import torch
 from PIL import Image
@@ -41,17 +41,14 @@ def tokenizer() -> Tokenizer:
 
 def save(model: Any, folder: Any, **more: Any) -> None:
     """The checkpoint as the library writes it, with a tokenizer of bytes and marks."""
-    model.save_pretrained(folder, **more)
-    tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    independent.save(model, folder, tokenizer(), settings, **more)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The library's model, and the desk with ours from its folder."""
-    kind = SmolVLMForConditionalGeneration
-    theirs = filled(kind(kind.config_class(**{key: one for key, one in CONFIG.items() if key != "model_type"})))
+    theirs = filled(independent.made(SmolVLMForConditionalGeneration, CONFIG))
     folder = tmp_path_factory.mktemp("smolvlm")
     save(theirs, folder)
     return theirs, Desk(LocalEngine.open(folder, FAMILY, "fp32", "cpu"))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import independent
 import numpy as np
 import pytest
 import test_internvl
@@ -67,8 +68,7 @@ REAL: dict[str, dict[str, Any]] = {
 
 def theirs(name: str, config: dict[str, Any]) -> Any:
     """The library's model of a config.json."""
-    kind = LIBRARYS[name]
-    return kind(kind.config_class(**{key: one for key, one in config.items() if key != "model_type"}))
+    return independent.made(LIBRARYS[name], config)
 
 
 @pytest.fixture(scope="module", params=sorted(LIBRARYS))
