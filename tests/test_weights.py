@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dwarfs
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mmchat import family, models
 from mmchat.engines.local import LocalEngine
-from mmchat.nets import quantise, saving, weights
+from mmchat.nets import files, quantise, saving, weights
 
 FAMILY = family.load("mmfuser")  # its gamma keys are what careless loaders rename
 
@@ -687,3 +689,20 @@ def test_numbers_that_are_none_are_found_in_every_type(kind: str) -> None:
             broken = fine.clone()
             broken[place] = torch.tensor(number, dtype=torch.float64).to(dtype)
             assert not weights.finite(broken), (number, place)
+
+
+def test_an_old_pickle_is_read_once_for_two_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {name: torch.randn(3) for name in "abcd"}
+    torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    known, read, times = files.stored(tmp_path / "old.bin"), torch.load, []
+
+    def slow(*given, **how):
+        times.append(given)
+        time.sleep(0.2)  # the second reader comes while the first one is at it
+        return read(*given, **how)
+
+    monkeypatch.setattr(torch, "load", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip([one.name for one in known], pool.map(lambda one: one.read(), known), strict=True))
+    assert len(times) == 1
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -312,12 +313,14 @@ class _Old:
     """A pickle of before torch 1.6, which can only be read whole: at the first tensor; each is let go when read."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.state = path, None
+        self.path, self.state, self.alone = path, None, Lock()
 
     def read(self, name: str) -> torch.Tensor:
-        if self.state is None:
-            try:
-                self.state = dict(_parameters(torch.load(self.path, map_location="cpu", weights_only=True), self.path))
-            except Exception:  # as above
-                raise damaged(self.path) from None
-        return self.state.pop(name).detach()
+        with self.alone:  # of several readers one reads the file, the others wait for it
+            if self.state is None:
+                try:
+                    state = torch.load(self.path, map_location="cpu", weights_only=True)
+                    self.state = dict(_parameters(state, self.path))
+                except Exception:  # as above
+                    raise damaged(self.path) from None
+            return self.state.pop(name).detach()
