@@ -40,9 +40,8 @@ def ask(options: argparse.Namespace, out: TextIO) -> int:
     seconds = next((one.seconds for one in reversed(given) if isinstance(one, Clip)), None)
     sizes = tuple(one.size for one in given[: 1 + len(options.picture)])
     drawn = tuple(region_on(region, sizes, number) for number, region in enumerate(options.region, 1))
-    limits = Limits() if options.seed is None else Limits(temperature=0.7, top_p=0.9, seed=options.seed)
     turn = Turn("user", options.text, drawn, images=tuple(range(len(given))))
-    question = Ask(given, (turn,), options.task, limits)
+    question = Ask(given, (turn,), options.task, Limits.of_seed(options.seed))
     with opened(options.model, options.precision, options.device, options.context) as (desk, name):
         check_task(desk, options.task)
         check_pictures(desk.engine.family, len(sizes))

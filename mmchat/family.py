@@ -105,6 +105,11 @@ class Limits:
     pictures: int = 3
     readiness: float = 1.0
 
+    @classmethod
+    def of_seed(cls, seed: int | None) -> Limits:
+        """The likeliest words without a seed; with one, words are drawn, the same ones for the same seed."""
+        return cls() if seed is None else cls(temperature=0.7, top_p=0.9, seed=int(seed))
+
 
 @dataclass(frozen=True)
 class Footage:

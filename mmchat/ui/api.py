@@ -109,8 +109,7 @@ def answered(
     drawn = tuple(region_of(values, number, sizes) for number, values in enumerate(regions or (), 1))
     turn = Turn("user", text or "", drawn, images=tuple(range(len(given))))
     last: Answer | None = None
-    limits = Limits() if seed is None else Limits(temperature=0.7, top_p=0.9, seed=int(seed))
-    for growing in desk.answer(Ask(given, (turn,), task or None, limits)):
+    for growing in desk.answer(Ask(given, (turn,), task or None, Limits.of_seed(seed))):
         last = growing
     if last is None:
         raise ValueError("The model gave no answer: look at its state in the Model tab.")
